@@ -1,0 +1,1 @@
+"""Strings to tensors: documents, packing, alignment, batches. No `nn.Module` lives here."""

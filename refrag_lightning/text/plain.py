@@ -1,0 +1,179 @@
+"""PlainTokenizer: text to token ids and character offsets, with nothing read between the lines.
+
+A Hugging Face tokenizer reads control strings such as `<|im_end|>` inside a text as control
+tokens, and some put a space before the text. Neither may happen to documents and user text, which
+stand in the middle of a prompt. So the tokenizer's backend is copied, without its post-processor,
+and told to treat every control string as ordinary characters; the original is left as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Encoded(NamedTuple):
+    """One text's tokens: `ids` (N,), first characters `starts` (N,), past-last ones `ends` (N,).
+
+    `ends` never falls. Tokens that split one character share its end.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+class PlainTokenizer:
+    """Tokenizes texts apart from each other, without special tokens.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer, fast or slow. A slow one has no offsets; they are
+            recovered from decoded prefixes, which takes quadratic time and needs a tokenizer whose
+            decoding gives the text back.
+        leading_space: Whether the tokenizer's own artificial space before a text stays
+            (SentencePiece's `▁`, byte-level BPE's `add_prefix_space`).
+        control: Whether control strings become control tokens. Only for text that we wrote, such
+            as the pieces of a chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        leading_space: bool = False,
+        control: bool = False,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._control = control
+        self._forbidden = np.zeros(0, dtype=np.int64) if control else _control_ids(tokenizer)
+        self.unknown_id = tokenizer.unk_token_id
+        self._backend: Tokenizer | None = None
+        if tokenizer.is_fast:
+            state = json.loads(tokenizer.backend_tokenizer.to_str())
+            state.update(post_processor=None, truncation=None, padding=None)
+            if not leading_space:
+                state["normalizer"] = _without_leading_space(state["normalizer"])
+                state["pre_tokenizer"] = _without_leading_space(state["pre_tokenizer"])
+            forbidden = set(self._forbidden.tolist())
+            for token in state["added_tokens"]:
+                token["special"] = token["special"] or token["id"] in forbidden
+            self._backend = Tokenizer.from_str(json.dumps(state))
+            self._backend.encode_special_tokens = not control
+
+    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+        """Returns each text's tokens.
+
+        Raises:
+            ValueError: If a text holds a lone surrogate, which no tokenizer can read.
+        """
+        for index, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                where = f"character {error.start} of text {index}"
+                raise ValueError(f"{text[error.start]!r} at {where} is no character") from None
+        if self._backend is None:
+            encoded = [self._encode_slowly(text) for text in texts]
+        else:
+            encoded = [
+                _from_offsets(item.ids, item.offsets)
+                for item in self._backend.encode_batch(list(texts), add_special_tokens=False)
+            ]
+        if not self._control:
+            encoded = [self._defused(text, item) for text, item in zip(texts, encoded, strict=True)]
+        return encoded
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what the tokens depend on; a cache of tokens is named by it."""
+        if self._backend is not None:
+            state = self._backend.to_str()
+        else:
+            state = json.dumps([type(self._tokenizer).__qualname__, self._tokenizer.get_vocab()])
+        return hashlib.sha256(state.encode()).hexdigest()
+
+    def _encode_slowly(self, text: str) -> Encoded:
+        from refrag_lightning.text.alignment import ends_by_decoding
+
+        def decode(ids: list[int]) -> str:
+            # Cleaning up would drop spaces before marks, and the text would not come back.
+            return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+        read = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        ids = np.asarray(read["input_ids"], dtype=np.int64)
+        ends = ends_by_decoding(text, ids.tolist(), decode)
+        starts = np.concatenate([[0], ends[:-1]])[: len(ends)]
+        return Encoded(ids, starts, ends)
+
+    def _defused(self, text: str, encoded: Encoded) -> Encoded:
+        """Cuts a text inside whatever still reads as control tokens, and tokenizes the parts.
+
+        A unigram vocabulary may hold a control string as an ordinary piece.
+        """
+        bad = np.isin(encoded.ids, self._forbidden)
+        if not bad.any():
+            return encoded
+        starts, ends = encoded.starts[bad], encoded.ends[bad]
+        short = np.flatnonzero(ends - starts < 2)
+        if short.size:
+            start, end = int(starts[short[0]]), int(ends[short[0]])
+            raise ValueError(
+                f"the tokenizer reads {text[start:end]!r} at character {start} as a control token"
+            )
+        # All at once: one cut after another would take quadratic time and deep recursion.
+        cuts = [0, *np.unique((starts + ends) // 2).tolist(), len(text)]
+        parts = self([text[start:end] for start, end in pairwise(cuts)])
+        return Encoded(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.starts + cut for part, cut in zip(parts, cuts[:-1], strict=True)]),
+            np.concatenate([part.ends + cut for part, cut in zip(parts, cuts[:-1], strict=True)]),
+        )
+
+
+def _from_offsets(ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    if len(ids) > 1:
+        ends = np.maximum.accumulate(ends)
+        # A byte-level token may end inside a character and the next one go on beyond it. No token
+        # ends there, so the first takes the end of the next one that does end with a character.
+        whole = np.append(starts[1:] >= ends[:-1], True)
+        last = np.where(whole, np.arange(len(ids)), len(ids) - 1)
+        ends = ends[np.minimum.accumulate(last[::-1])[::-1]]
+    return Encoded(np.asarray(ids, dtype=np.int64), starts, ends)
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Ids that a text may never yield: special tokens, and added ones that the template speaks."""
+    template = str(tokenizer.chat_template or "")
+    ids = set(tokenizer.all_special_ids)
+    for index, token in tokenizer.added_tokens_decoder.items():
+        spoken = any(map(str.isalnum, token.content)) and token.content in template
+        if token.special or spoken:
+            ids.add(index)
+    ids.discard(tokenizer.unk_token_id)
+    return np.asarray(sorted(ids), dtype=np.int64)
+
+
+def _without_leading_space(component: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Takes the artificial leading space out of a normalizer or pre-tokenizer's settings."""
+    if component is None or component["type"] == "Prepend":
+        return None
+    component = dict(component)
+    if component["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in component else "pretokenizers"
+        parts = (_without_leading_space(part) for part in component[key])
+        component[key] = [part for part in parts if part is not None]
+    elif component["type"] == "Metaspace":
+        component["prepend_scheme"] = "never"
+    elif component["type"] == "ByteLevel":
+        component["add_prefix_space"] = False
+    return component

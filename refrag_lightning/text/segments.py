@@ -1,0 +1,149 @@
+"""Segments: what the decoder reads, as a list of texts that are tokenized apart from each other.
+
+A prompt becomes text outside documents, and for each document a header, its text and a footer; the
+tags themselves are dropped. A conversation becomes the same between the pieces of the decoder's
+chat template: the template is applied to placeholders and the contents are put in afterwards, so
+that a template which trims or rewrites its messages cannot change a document, and nothing that a
+document, a title or a user says can become a control token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from refrag_lightning.text.documents import Document, Part, parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, Any]
+
+# Letters and digits only: templates trim and split at white space and at marks.
+_PLACEHOLDER = "REFRAGCONTENT{}X"
+_PLACEHOLDERS = re.compile(r"REFRAGCONTENT(\d+)X")
+_FIELD = re.compile(r"\{(id|title)\}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One stretch of what the decoder reads.
+
+    Attributes:
+        text: Its text.
+        kind: `text` outside documents, `header`, `document`, `footer`, or `template`, the only
+            kind in which control strings become control tokens.
+        document: The document that a `document` segment holds.
+    """
+
+    text: str
+    kind: Literal["text", "header", "document", "footer", "template"]
+    document: Document | None = None
+
+
+def render(
+    parts: Iterable[Part], *, header: str, footer: str, first_number: int = 1
+) -> list[Segment]:
+    """Turns strings and documents into segments; empty texts are left out, documents never.
+
+    Args:
+        parts: As `documents.parse` gives them.
+        header: Stands before each document, with `{id}` and `{title}` filled in.
+        footer: Stands after each document.
+        first_number: Position of the first document, for documents without an id.
+
+    Raises:
+        ValueError: If a part is neither a string nor a document.
+    """
+    segments: list[Segment] = []
+    number = first_number
+    for part in parts:
+        if isinstance(part, str):
+            if part:
+                segments.append(Segment(part, "text"))
+            continue
+        if not isinstance(part, Document):
+            raise ValueError(f"a text's parts are strings and documents, got {part!r}")
+        fields = {"id": part.id or str(number), "title": part.title}
+        number += 1
+        filled = _fill(header, fields)
+        if filled:
+            segments.append(Segment(filled, "header"))
+        segments.append(Segment(part.text, "document", replace(part, id=fields["id"])))
+        if footer:
+            segments.append(Segment(footer, "footer"))
+    return segments
+
+
+def _fill(header: str, fields: Mapping[str, str]) -> str:
+    # Not str.format: a header may hold other braces, and a title what looks like a field.
+    return _FIELD.sub(lambda match: fields[match[1]], header)
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    header: str,
+    footer: str,
+    add_generation_prompt: bool = True,
+    strict: bool = True,
+    **template_options: Any,
+) -> list[Segment]:
+    """Turns a conversation into segments with the decoder's chat template.
+
+    Args:
+        tokenizer: The decoder's tokenizer; its chat template is applied.
+        messages: Each with `role` and `content`; a content is a text, in which `<doc>` blocks are
+            parsed, or a list of strings and documents.
+        header: As in `render`.
+        footer: As in `render`.
+        add_generation_prompt: Whether the template opens an answer at the end.
+        strict: As in `documents.parse`.
+        **template_options: Passed to the template.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template, the template refuses the conversation,
+            or it leaves a message out.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template")
+    contents: list[tuple[list[Part], int]] = []
+    num_documents = 0
+    placeholders: list[dict[str, Any]] = []
+    for index, message in enumerate(messages):
+        if not isinstance(message.get("role"), str) or "content" not in message:
+            raise ValueError(f"message {index} needs a role and a content, got {dict(message)!r}")
+        content = message["content"]
+        if isinstance(content, str):
+            parts = parse(content, strict=strict, first_number=num_documents + 1)
+        elif isinstance(content, Sequence):
+            parts = [*content]
+        else:
+            raise ValueError(f"message {index} needs a text or a list as content, got {content!r}")
+        contents.append((parts, num_documents + 1))
+        num_documents += sum(isinstance(part, Document) for part in parts)
+        placeholders.append({**message, "content": _PLACEHOLDER.format(index)})
+    try:
+        rendered = tokenizer.apply_chat_template(
+            placeholders,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **template_options,
+        )
+    except Exception as error:  # Jinja's own errors, and whatever a template raises
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+    pieces = _PLACEHOLDERS.split(str(rendered))
+    missing = {str(index) for index in range(len(messages))} - set(pieces[1::2])
+    if missing:
+        raise ValueError(f"the chat template leaves out message {min(missing, key=int)}")
+    segments: list[Segment] = []
+    for position, piece in enumerate(pieces):
+        if position % 2:
+            parts, first = contents[int(piece)]
+            segments += render(parts, header=header, footer=footer, first_number=first)
+        elif piece:
+            segments.append(Segment(piece, "template"))
+    return segments

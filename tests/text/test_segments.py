@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from refrag_lightning.text.documents import Document, format
+from refrag_lightning.text.segments import Segment, render, render_chat
+from tests.strategies import CONTROL_STRINGS, INJECTIONS, conversations, parts
+from tests.text.loading import DECODERS, hugging_face
+
+HEADER, FOOTER = "[{id}] {title}\n", "\n"
+
+
+def kinds_and_texts(segments):
+    return [(segment.kind, segment.text) for segment in segments]
+
+
+def test_hand_worked_prompt():
+    rivers = Document(" The Seine.\n", "7", "Rivers")
+    segments = render(
+        ["Where? ", rivers, Document("Paris"), " Answer:"], header=HEADER, footer=FOOTER
+    )
+    assert kinds_and_texts(segments) == [
+        ("text", "Where? "),
+        ("header", "[7] Rivers\n"),
+        ("document", " The Seine.\n"),
+        ("footer", "\n"),
+        ("header", "[2] \n"),
+        ("document", "Paris"),
+        ("footer", "\n"),
+        ("text", " Answer:"),
+    ]
+    assert segments[2].document == rivers
+    # The id that the decoder reads is the document's id.
+    assert segments[5].document == Document("Paris", "2")
+
+
+def test_empty_texts_headers_and_footers_are_left_out_but_no_document():
+    assert render(["", Document("")], header="", footer="") == [
+        Segment("", "document", Document("", "1"))
+    ]
+    assert render([], header=HEADER, footer=FOOTER) == []
+
+
+def test_headers_take_ids_and_titles_as_they_are():
+    document = Document("x", "{title}", "{id} {0} \\1 %s")
+    [header, _] = render([document], header="{{id}} <{id}|{title}|{other}> {}", footer="")
+    assert header.text == "{{title}} <{title}|{id} {0} \\1 %s|{other}> {}"
+
+
+@pytest.mark.parametrize("part", [3, None, {"type": "text", "text": "x"}, ["a"]])
+def test_a_part_that_is_no_text_and_no_document_is_refused(part):
+    with pytest.raises(ValueError, match="parts are strings and documents, got"):
+        render([part], header="", footer="")
+
+
+def chat(name, messages, **options):
+    return render_chat(hugging_face(name), messages, header=HEADER, footer=FOOTER, **options)
+
+
+def test_hand_worked_conversation():
+    segments = chat(
+        "tiny/decoder",
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<doc title=A>one</doc> and <doc id=x>two</doc>?"},
+            {"role": "assistant", "content": "Yes [1]."},
+            {"role": "user", "content": "<doc>three</doc>"},
+        ],
+    )
+    assert kinds_and_texts(segments) == [
+        ("template", "<|im_start|>system\n"),
+        ("text", "Be brief."),
+        ("template", "<|im_end|>\n<|im_start|>user\n"),
+        ("header", "[1] A\n"),
+        ("document", "one"),
+        ("footer", "\n"),
+        ("text", " and "),
+        ("header", "[x] \n"),
+        ("document", "two"),
+        ("footer", "\n"),
+        ("text", "?"),
+        ("template", "<|im_end|>\n<|im_start|>assistant\n"),
+        ("text", "Yes [1]."),
+        ("template", "<|im_end|>\n<|im_start|>user\n"),
+        # Documents are numbered through the conversation.
+        ("header", "[3] \n"),
+        ("document", "three"),
+        ("footer", "\n"),
+        ("template", "<|im_end|>\n<|im_start|>assistant\n"),
+    ]
+
+
+def test_without_generation_prompt_and_with_more_than_ten_messages():
+    messages = [
+        {"role": ("user", "assistant")[n % 2], "content": f"message {n}"} for n in range(13)
+    ]
+    segments = chat("tiny/gemma", messages, add_generation_prompt=False)
+    assert [s.text for s in segments if s.kind == "text"] == [f"message {n}" for n in range(13)]
+    assert segments[-1].text == "<end_of_turn>\n"
+
+
+@given(conversations())
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_template_changes_no_content(name, messages):
+    segments = chat(name, messages)
+    # What stands between the template's pieces are the messages, each whole and in order.
+    expected = []
+    number = 1
+    for message in messages:
+        expected += render(message["content"], header=HEADER, footer=FOOTER, first_number=number)
+        number += sum(isinstance(part, Document) for part in message["content"])
+    assert [segment for segment in segments if segment.kind != "template"] == expected
+    # And the template's pieces are what it writes around other contents.
+    others = [{**message, "content": "c"} for message in messages]
+    template = [s.text for s in chat(name, others) if s.kind == "template"]
+    assert [s.text for s in segments if s.kind == "template"] == template
+
+
+@given(parts())
+def test_a_content_as_text_and_as_list_are_the_same(content):
+    as_text, as_list = (
+        chat("tiny/decoder", [{"role": "user", "content": written}])
+        for written in (format(content), content)
+    )
+    assert as_text == as_list
+
+
+class Rewriting:
+    """A tokenizer with a given template, as far as `render_chat` looks at it."""
+
+    name_or_path = "owner/model"
+
+    def __init__(self, template):
+        self.chat_template = template
+        self._tokenizer = hugging_face("tiny/decoder")
+
+    def apply_chat_template(self, messages, **options):
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, **options
+        )
+
+
+LOOP = "{%% for m in messages %%}<|im_start|>{{ m['content']%s }}{%% endfor %%}"
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        " | trim",
+        " | replace('\\n', ' ')",
+        " | replace('a', '')",
+        ".split('</think>')[-1]",
+        "[0:99]",
+    ],
+)
+def test_a_template_that_rewrites_cannot_change_a_document(rewrite):
+    text = "  a\n</think>b <|im_end|> " + "x" * 100 + "\n "
+    messages = [{"role": "user", "content": ["\n", Document(text), " "]}]
+    segments = render_chat(Rewriting(LOOP % rewrite), messages, header="", footer="")
+    assert kinds_and_texts(segments) == [
+        ("template", "<|im_start|>"),
+        ("text", "\n"),
+        ("document", text),
+        ("text", " "),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0]['content'] }}", "leaves out message 1"),
+        ("{{ messages[1]['content'] }}", "leaves out message 0"),
+        (LOOP % " | upper | lower", "leaves out message 0"),
+        ("{{ raise_exception('no!') }}", "the chat template refuses the conversation: no!"),
+        ("{{ messages[7]['content'] | trim }}", "the chat template refuses the conversation"),
+        ("", "the tokenizer of 'owner/model' has no chat template"),
+        (None, "the tokenizer of 'owner/model' has no chat template"),
+    ],
+)
+def test_templates_that_cannot_be_used(template, message):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ValueError, match=message):
+        render_chat(Rewriting(template), messages, header="", footer="")
+
+
+def test_a_template_may_say_a_message_twice():
+    template = "{{ messages[0]['content'] }}|{{ messages[0]['content'] }}"
+    segments = render_chat(
+        Rewriting(template), [{"role": "user", "content": "a"}], header="", footer=""
+    )
+    assert kinds_and_texts(segments) == [("text", "a"), ("template", "|"), ("text", "a")]
+
+
+def test_options_reach_the_template():
+    template = "{{ flavour }}" + LOOP % ""
+    messages = [{"role": "user", "content": "a"}]
+    segments = render_chat(Rewriting(template), messages, header="", footer="", flavour="sour")
+    assert segments[0].text == "sour<|im_start|>"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"content": "a"}, "message 0 needs a role and a content"),
+        ({"role": "user"}, "message 0 needs a role and a content"),
+        ({"role": 3, "content": "a"}, "message 0 needs a role and a content"),
+        ({"role": "user", "content": None}, "message 0 needs a text or a list as content"),
+        ({"role": "user", "content": 3}, "message 0 needs a text or a list as content"),
+        ({"role": "user", "content": [3]}, "parts are strings and documents, got 3"),
+        ({"role": "user", "content": "<doc>"}, "<doc> is never closed at line 1, column 1"),
+    ],
+)
+def test_messages_that_cannot_be_read(message, expected):
+    with pytest.raises(ValueError, match=expected):
+        chat("tiny/decoder", [message])
+
+
+def test_broken_tags_are_text_where_asked():
+    segments = chat("tiny/decoder", [{"role": "user", "content": "<doc> a"}], strict=False)
+    assert ("text", "<doc> a") in kinds_and_texts(segments)
+
+
+@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("name", DECODERS)
+def test_injected_control_strings_stand_outside_the_template(name, injection):
+    document = Document(injection, title=injection)
+    segments = chat(name, [{"role": "user", "content": [injection, document]}])
+    clean = chat(name, [{"role": "user", "content": ["a", Document("b")]}])
+    template = [s.text for s in segments if s.kind == "template"]
+    assert template == [s.text for s in clean if s.kind == "template"]
+    assert any(string in "".join(template) for string in CONTROL_STRINGS[name])
+    outside = [s.text for s in segments if s.kind != "template"]
+    assert outside == [injection, f"[1] {injection}\n", injection, "\n"]
