@@ -1,0 +1,123 @@
+"""LoRA on the decoder, through peft, in peft's own layout on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+ADAPTER = "default"
+
+
+def add_adapter(decoder: PreTrainedModel, lora: dict[str, Any]) -> None:
+    """Puts LoRA layers into the decoder in place; it stays a plain causal language model.
+
+    The layers are float32 whatever the decoder is: small steps would be lost in bfloat16.
+
+    Args:
+        decoder: The causal language model.
+        lora: `r`, `alpha`, `dropout`, `target_modules`, all given.
+    """
+    decoder.add_adapter(_peft_config(lora), adapter_name=ADAPTER)
+    for name, parameter in decoder.named_parameters():
+        if is_adapter_key(name):
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def without_adapter(decoder: PreTrainedModel) -> Iterator[None]:
+    """The decoder as it was before its adapter, for a teacher; without one nothing changes."""
+    if not getattr(decoder, "_hf_peft_config_loaded", False):
+        yield
+        return
+    decoder.disable_adapters()
+    try:
+        yield
+    finally:
+        decoder.enable_adapters()
+
+
+def is_adapter_key(name: str) -> bool:
+    """Whether a parameter's name belongs to an adapter."""
+    return ".lora_" in name
+
+
+def base_key(name: str) -> str:
+    """A parameter's name as the decoder has it without an adapter."""
+    return name.replace(".base_layer.", ".")
+
+
+def save_adapter(
+    decoder: PreTrainedModel,
+    folder: Path,
+    *,
+    lora: dict[str, Any],
+    base_name: str | None,
+    base_revision: str | None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`, which peft itself loads."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    state = get_peft_model_state_dict(decoder, adapter_name=ADAPTER)
+    prefixed = {f"base_model.model.{key}": _for_disk(value, dtype) for key, value in state.items()}
+    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = _peft_config(lora)
+    # The modules that "all-linear" stood for, so that peft finds the same ones elsewhere.
+    config.target_modules = set(_adapter_of(decoder).target_modules)
+    config.base_model_name_or_path = base_name
+    # peft reads this as a Hub revision; a digest of a local copy is none.
+    is_commit = base_revision is not None and not base_revision.startswith("sha256:")
+    config.revision = base_revision if is_commit else None
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
+    """Loads an adapter's weights into layers that `add_adapter` made.
+
+    Raises:
+        ValueError: The file does not hold exactly these layers.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = {
+        key.removeprefix("base_model.model."): value
+        for key, value in load_file(folder / "adapter_model.safetensors").items()
+    }
+    expected = set(get_peft_model_state_dict(decoder, adapter_name=ADAPTER))
+    if wrong := sorted(expected.symmetric_difference(state)):
+        raise ValueError(
+            f"the adapter in {folder} does not fit the decoder: {len(wrong)} keys differ "
+            f"({', '.join(wrong[:3])})"
+        )
+    set_peft_model_state_dict(decoder, state, adapter_name=ADAPTER)
+
+
+def _adapter_of(decoder: PreTrainedModel) -> Any:
+    return decoder.peft_config[ADAPTER]
+
+
+def _peft_config(lora: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=lora["target_modules"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def _for_disk(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor if dtype is None else tensor.to(dtype)).contiguous()

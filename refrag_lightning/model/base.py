@@ -1,0 +1,124 @@
+"""Loading the base encoder or decoder: through `hub`, whole, safetensors only, never their code."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from refrag_lightning import hub
+
+
+def build_encoder(config: PretrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights, without its pooler."""
+    return AutoModel.from_config(config, **_encoder_arguments(config))
+
+
+def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
+    """A decoder with random weights."""
+    return AutoModelForCausalLM.from_config(config)
+
+
+def load_base(
+    part: str,
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, hub.ModelSource]:
+    """Loads a base model in evaluation mode.
+
+    Args:
+        part: `encoder` or `decoder`.
+        name: Hub name or folder.
+        revision: Hub branch, tag or commit.
+        dtype: Of the weights.
+        attn_implementation: As transformers takes it; its own choice if None.
+
+    Returns:
+        The model, and where it came from.
+
+    Raises:
+        ValueError: The model is not of a kind that fits the part, or its file lacks weights.
+    """
+    source = hub.resolve(name, revision=revision)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if source.kind == "hub" and source.revision is not None:
+        options["revision"] = source.revision
+    config = AutoConfig.from_pretrained(source.path, **options)
+    loader: Any = AutoModelForCausalLM
+    if part == "encoder":
+        loader = AutoModel
+        if config.is_encoder_decoder:
+            raise ValueError(f"{name} is an encoder-decoder model; the encoder must be one alone")
+        options.update(_encoder_arguments(config))
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    with _quiet():
+        model, info = loader.from_pretrained(
+            source.path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    if info["missing_keys"]:
+        keys = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(
+            f"{name} lacks {len(info['missing_keys'])} weights of {type(model).__name__} ({keys}), "
+            f"so it cannot be the {part}"
+        )
+    return model.eval(), source
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A dtype from its name; float32 for None."""
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype ({dtype!r}) must be a floating-point type such as 'bfloat16'")
+    return found
+
+
+def _encoder_arguments(config: PretrainedConfig) -> dict[str, Any]:
+    """Leaves the pooler out where the class can: it is never read, so it would never train."""
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
+    if isinstance(model_class, (tuple, list)):
+        model_class = model_class[0]
+    if model_class is None:
+        raise ValueError(f"{config.model_type!r} is no model type that AutoModel knows")
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        return {"add_pooling_layer": False}
+    return {}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences transformers' loading report (the pooler left out is "unexpected") and its bars."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

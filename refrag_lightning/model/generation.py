@@ -1,0 +1,113 @@
+"""Generation from a batch: the decoder's own `generate`, on the embeddings that `embed` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+POSITION_KEYS = ("input_ids", "attention_mask", "position_ids", "slot_ids", "labels")
+ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+
+
+class Generation(nn.Module):
+    """The method of `RefragModel` that generates."""
+
+    decoder: Any
+
+    def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Builds the decoder's input; `RefragModel` does."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        slot_ids: Tensor,
+        encoder_input_ids: Tensor,
+        encoder_attention_mask: Tensor,
+        encoder_row_ids: Tensor,
+        row_states_mask: Tensor,
+        row_states: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Continues each text of a batch with the decoder's own `generate`.
+
+        Logits processors and stopping criteria see the new tokens only, since the prompt has no
+        ids; a repetition penalty, for one, does not look at the prompt. Padding may stand on
+        either side.
+
+        Args:
+            input_ids: (B, S); this and the following tensors are the batch's, `model.generate(
+                **batch)`.
+            attention_mask: (B, S).
+            slot_ids: (B, S).
+            encoder_input_ids: (R, T).
+            encoder_attention_mask: (R, T).
+            encoder_row_ids: (R, T).
+            row_states_mask: (C,).
+            row_states: (C, m, E_row).
+            position_ids: (B, S); not read, positions follow from the mask.
+            labels: (B, S); not read.
+            segment_ids: (B, S); refused.
+            options: transformers' own: `max_new_tokens`, `do_sample`, `num_beams`, `streamer`,
+                `stop_strings` (with `tokenizer=`), ... Defaults are the decoder's
+                `generation_config`.
+
+        Returns:
+            The new tokens only, (B, N); or transformers' output object with
+            `return_dict_in_generate`.
+
+        Raises:
+            ValueError: Assisted decoding or prompt lookup is asked for, or the batch is packed.
+        """
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "slot_ids": slot_ids,
+            "encoder_input_ids": encoder_input_ids,
+            "encoder_attention_mask": encoder_attention_mask,
+            "encoder_row_ids": encoder_row_ids,
+            "row_states_mask": row_states_mask,
+        }
+        if row_states is not None:
+            batch["row_states"] = row_states
+        config = options.get("generation_config") or self.decoder.generation_config
+        for name in ASSISTED:
+            if options.get(name) is not None or getattr(config, name, None) is not None:
+                raise ValueError(
+                    f"{name} needs a prompt of token ids, and a REFRAG prompt holds vectors; "
+                    "leave assisted decoding off"
+                )
+        if segment_ids is not None:
+            raise ValueError("a packed batch cannot be continued; generate from texts on their own")
+        if "pad_token_id" not in options and config.pad_token_id is None:
+            end = options.get("eos_token_id", config.eos_token_id)
+            options["pad_token_id"] = end[0] if isinstance(end, (list, tuple)) else end
+        batch = pad_left(batch)
+        return self.decoder.generate(
+            inputs_embeds=self.embed(batch), attention_mask=batch["attention_mask"], **options
+        )
+
+
+def pad_left(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moves the padding of every text to the left; the order of what is real stays.
+
+    Args:
+        batch: A batch padded on either side.
+
+    Returns:
+        The mapping with the tensors of shape (B, S) rearranged; the others are the same objects.
+    """
+    # A stable sort of 0s and 1s puts the padding first, without asking the device where it is.
+    order_BS = batch["attention_mask"].argsort(dim=1, stable=True)
+    return {
+        key: value.gather(1, order_BS) if key in POSITION_KEYS else value
+        for key, value in batch.items()
+    }
