@@ -1,0 +1,137 @@
+"""The command line: the one table of subcommands, and how failures are told.
+
+`python -m refrag_lightning` imports nothing heavy until it knows what to run. A row of `COMMANDS`
+names the function that does the work; it takes the arguments after the subcommand.
+
+A failure is one line on standard error. Exit codes: 1 for a run that failed, 2 for a command that
+cannot be understood, 130 for Ctrl-C, 143 for SIGTERM. `--debug`, anywhere, shows the traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+
+class Command(NamedTuple):
+    """A subcommand: its name, one line for `--help`, and `module:function` to call."""
+
+    name: str
+    summary: str
+    target: str
+
+
+_LIGHTNING = "refrag_lightning.cli_lightning:run"
+
+COMMANDS = (
+    Command("fit", "Train a model and write it to a run folder.", _LIGHTNING),
+    Command("validate", "Measure a model on the validation data.", _LIGHTNING),
+    Command("test", "Measure a model on the test data.", _LIGHTNING),
+    Command("predict", "Run a model on the prediction data.", _LIGHTNING),
+)
+
+
+class UsageError(Exception):
+    """The command line or a configuration file cannot be understood."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one subcommand.
+
+    Args:
+        args: The arguments; None takes those of the process.
+
+    Raises:
+        SystemExit: With the code in the module's docstring, unless everything went well.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        _dispatch(arguments)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail("interrupted", code=130)
+    except UsageError as error:
+        if debug:
+            raise
+        _fail(str(error), code=2)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(one_line(error), code=1)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return
+    names = [command.name for command in COMMANDS]
+    if arguments[0].startswith("-"):
+        # Every option belongs to a subcommand, so `--config x.yaml fit` can only mean one thing.
+        first = next((place for place, value in enumerate(arguments) if value in names), None)
+        if first is None:
+            raise UsageError(
+                f"expected a subcommand before {arguments[0]!r}: one of {', '.join(names)}"
+            )
+        arguments.insert(0, arguments.pop(first))
+    name = arguments[0]
+    command = next((command for command in COMMANDS if command.name == name), None)
+    if command is None:
+        raise UsageError(
+            f"there is no subcommand {name!r}{nearest(name, names)}; --help lists them"
+        )
+    module, function = command.target.split(":")
+    run = getattr(importlib.import_module(module), function)
+    run(arguments)
+
+
+def overview() -> str:
+    """The text of `--help`: each subcommand with one line."""
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS]
+    return "\n".join(
+        [
+            "usage: python -m refrag_lightning SUBCOMMAND [options] [--debug]",
+            "",
+            "Retrieval-augmented generation with documents as vectors, one for a row of tokens.",
+            "",
+            *lines,
+            "",
+            "`SUBCOMMAND --help` lists its options, `--debug` shows the traceback of a failure.",
+        ]
+    )
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`, did you mean 'x'?` for the known word that is nearest to `word`, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What `error` says, on one line.
+
+    ValueError and OSError carry messages meant for the user; of anything else the type is told
+    too, and how to see where it came from.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "Original Traceback" in str(error):
+        # A DataLoader puts a worker's traceback into the message; what was raised ends it.
+        message = lines[-1].partition(": ")[2] or lines[-1]
+    else:
+        message = " ".join(lines)
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.strerror}: {error.filename}"
+    if isinstance(error, ValueError | OSError) and message:
+        return message
+    return f"{type(error).__name__}: {message} (run again with --debug for the traceback)"
+
+
+def _fail(message: str, *, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,158 @@
+"""Training data that goes on exactly where a checkpoint was written.
+
+A LightningDataModule becomes resumable in the middle of an epoch by subclassing
+`ResumableDataModule` and giving it two things:
+
+    class LinesDataModule(ResumableDataModule):
+        def __init__(self, path: str, **kwargs):
+            super().__init__(**kwargs)      # batch_size, num_workers, seed, …
+            self.path = path
+
+        def training_data(self):            # a map-style Dataset, or a Stream (data/stream.py)
+            return Lines(self.path)
+
+        def collate(self, samples):         # list of samples -> batch; runs in the workers
+            return torch.stack(samples)
+
+        def val_dataloader(self):
+            return self.eval_dataloader(Lines(self.path + ".val"))
+
+What is saved is a position: for a data set (epoch, batch), because its order is a pure function
+of (seed, epoch); for a stream the state that travelled with the last batch that was trained on,
+of every worker and every rank. Batches that workers or Lightning fetched ahead do not count.
+
+Neither the order nor the workers touch the global random state. Random numbers drawn in a data
+set's `__getitem__` or in `collate` (from torch, numpy or random) are seeded by (seed, epoch,
+batch), so they too are the same after a resume.
+
+An epoch of a stream is one reading of it, or `batches_per_epoch` batches, the reading starting
+again whenever the text runs out. Several ranks need the latter, since their shares may differ in
+length. A data set may be resumed with another `num_workers`; a stream may not.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from refrag_lightning.data.loaders import (
+    ResumableDataLoader,
+    ResumableLoader,
+    ResumableStreamLoader,
+)
+from refrag_lightning.data.sampler import EpochOrder
+from refrag_lightning.data.stream import Stream
+from refrag_lightning.data.worker import EvalDataset, as_it_is
+
+
+class ResumableDataModule(LightningDataModule):
+    """Base of the data modules: see the module's docstring for what a subclass gives.
+
+    Args:
+        batch_size: Training samples a batch and rank.
+        eval_batch_size: Samples a batch in validation and test; None takes `batch_size`.
+        num_workers: Worker processes of each loader.
+        shuffle: Shuffle a data set anew in each epoch. (A stream shuffles itself.)
+        drop_last: Leave out the incomplete batch at the end of an epoch of a data set.
+        seed: Seed of the order.
+        batches_per_epoch: For streams: batches that make an epoch. None makes one reading an epoch.
+        pin_memory: Copy batches to pinned memory, for a faster way to the GPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        batches_per_epoch: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.batches_per_epoch = batches_per_epoch
+        self.pin_memory = pin_memory
+        self._loader: ResumableLoader | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def training_data(self) -> Dataset | Stream:
+        """The training samples: a map-style data set or a stream. Called after `setup("fit")`."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Makes a batch of a list of samples."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> ResumableLoader:
+        """The loader of `training_data`, at the checkpoint's position where there is one."""
+        trainer = self.trainer
+        assert trainer is not None
+        data = self.training_data()
+        common: dict[str, Any] = {
+            "collate": self.collate,
+            "num_workers": self.num_workers,
+            "pin_memory": self.pin_memory,
+        }
+        if isinstance(data, Stream):
+            self._loader = ResumableStreamLoader(
+                trainer,
+                stream=data,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                batches_per_epoch=self.batches_per_epoch,
+                **common,
+            )
+        else:
+            order = EpochOrder(
+                len(data),  # type: ignore[arg-type]
+                batch_size=self.batch_size,
+                seed=self.seed,
+                shuffle=self.shuffle,
+                drop_last=self.drop_last,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+            )
+            self._loader = ResumableDataLoader(trainer, dataset=data, order=order, **common)
+        if self._restored is not None:
+            self._loader.load_state_dict(self._restored)
+            self._restored = None
+        return self._loader
+
+    def eval_dataloader(self, dataset: Dataset) -> DataLoader:
+        """A loader for validation, test or prediction: in order, each rank its share, no repeats.
+
+        Random numbers drawn for a batch are the same at each validation.
+
+        Args:
+            dataset: A map-style data set.
+        """
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1:
+            share = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
+            dataset = Subset(dataset, share)
+        return DataLoader(
+            EvalDataset(dataset, self.collate, self.seed),
+            batch_size=self.eval_batch_size or self.batch_size,
+            shuffle=False,
+            collate_fn=as_it_is,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training data, for the checkpoint."""
+        return self._loader.state_dict() if self._loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the position of a checkpoint; the next `train_dataloader` starts there."""
+        self._restored = state_dict

@@ -1,0 +1,327 @@
+"""AlignmentModule: teaches the projector to speak the decoder's embeddings.
+
+The student reads a text as projected encoder states, the teacher the same text as the decoder's
+own tokens; both are the same decoder. Spans of text that both sides cut out with whole tokens tie
+them together: the mean of the student's vectors in a span should be the mean of the teacher's
+embeddings (MSE), and after its last position both should expect the same next token (KLD).
+
+The MSE needs no decoder pass, so it is cheap; the KLD is what the decoder makes of the vectors.
+REFRAG (arXiv 2509.01092) has neither and begins with reconstruction; the token-level KL to the
+reader of the full text is that of xRAG (arXiv 2405.13792).
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refrag_lightning.data.alignment_batch import AlignmentBatch, NoSpansError
+from refrag_lightning.model import RefragModel
+from refrag_lightning.model.adapter import without_adapter
+from refrag_lightning.model.decoder import embedding_slices, word_embeddings
+from refrag_lightning.model.losses import (
+    argmax_cross_entropy,
+    explained_variance,
+    nearest_embedding,
+    segment_mean,
+    span_kld,
+    span_mse,
+)
+from refrag_lightning.text.batch import RefragBatch
+from refrag_lightning.text.tokenizer import RefragTokenizer
+from refrag_lightning.training.alignment_metrics import BASELINES, AlignmentMetrics, replaced, report
+from refrag_lightning.training.base import RefragLightningModule
+
+# Spans of a training batch that are looked up among the decoder's embeddings.
+_NEAREST_SPANS = 128
+
+
+class AlignmentModule(RefragLightningModule):
+    """Aligns projected encoder states with decoder embeddings.
+
+    Args:
+        encoder: Name or folder of an encoder.
+        decoder: Name or folder of a causal language model.
+        compression: Tokens a row.
+        pooling: How a row's states become one vector a slot: mean, cls, last, attention, concat.
+        context: Whether the encoder reads a row alone or a window of its document.
+        chunk_by: Whose tokens a row counts.
+        num_slots: Vectors a row.
+        projector: `mlp` (2 layers, as in the paper) or `linear`.
+        init_from: Folder of an exported model to start from, in place of all of the above.
+        train: What moves: any of projector, encoder, decoder.
+        lora: Adapter on the decoder (r, alpha, dropout, target_modules); the teacher is then the
+            decoder without it.
+        train_word_embeddings: Whether the word embeddings of what trains move too.
+        mse_weight: Weight of the MSE between span means.
+        kld_weight: Weight of the KLD between next-token distributions.
+        kld_temperature: Divides both sides' logits.
+        kld_direction: `forward` is KL(teacher || student).
+        ce_weight: Weight of the cross-entropy against the teacher's most likely token.
+        kld_start: Optimiser step from which the decoder is run; before it only the MSE counts.
+        kld_texts: Texts of a training batch that the decoder reads; all if None.
+        tokenizer_options: Further settings of `RefragTokenizer`: header, footer,
+            max_encoder_length.
+        decoder_dtype: Weights of a frozen decoder, such as bfloat16; float32 if None.
+        lr: Peak learning rate: one number, or one a part.
+        weight_decay: Of matrices; biases, norms and scalars never decay.
+        betas: AdamW's.
+        warmup: Warm-up in optimiser steps (a whole number), or as a share of the run (0.05).
+        lr_floor: Learning rate at the end of the cosine, as a share of its peak.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "sentence-transformers/all-MiniLM-L6-v2",
+        decoder: str = "HuggingFaceTB/SmolLM2-135M-Instruct",
+        compression: int = 8,
+        pooling: Literal["mean", "cls", "last", "attention", "concat"] = "mean",
+        context: Literal["row", "document"] = "row",
+        chunk_by: Literal["encoder", "decoder"] = "encoder",
+        num_slots: int = 1,
+        projector: Literal["mlp", "linear"] = "mlp",
+        init_from: str | None = None,
+        train: list[Literal["projector", "encoder", "decoder"]] | None = None,
+        lora: dict[str, Any] | None = None,
+        train_word_embeddings: bool = False,
+        mse_weight: float = 1.0,
+        kld_weight: float = 1.0,
+        kld_temperature: float = 1.0,
+        kld_direction: Literal["forward", "reverse"] = "forward",
+        ce_weight: float = 0.0,
+        kld_start: int = 0,
+        kld_texts: int | None = None,
+        tokenizer_options: dict[str, Any] | None = None,
+        decoder_dtype: str | None = None,
+        lr: float | dict[str, float] = 1e-3,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup: int | float = 0.05,
+        lr_floor: float = 0.1,
+    ) -> None:
+        for name, weight in (("mse", mse_weight), ("kld", kld_weight), ("ce", ce_weight)):
+            if weight < 0:
+                raise ValueError(f"{name}_weight ({weight}) must not be negative")
+        if not mse_weight + kld_weight + ce_weight:
+            raise ValueError("mse_weight, kld_weight and ce_weight are all 0: nothing is learnt")
+        if kld_texts is not None and kld_texts < 1:
+            raise ValueError(f"kld_texts ({kld_texts}) must be at least 1")
+        train = ["projector"] if train is None else train
+        if kld_start and ("decoder" in train or not mse_weight):
+            raise ValueError(
+                f"kld_start ({kld_start}) needs a frozen decoder and an mse_weight above 0, since "
+                "nothing else is learnt before it"
+            )
+        super().__init__(
+            lr=lr, weight_decay=weight_decay, betas=betas, warmup=warmup, lr_floor=lr_floor
+        )
+        self.init_from = init_from
+        self.names = (encoder, decoder)
+        self.shape: dict[str, Any] = {
+            "compression": compression,
+            "context": context,
+            "chunk_by": chunk_by,
+            "num_slots": num_slots,
+        }
+        self.build: dict[str, Any] = {
+            "pooling": pooling,
+            "projector": projector,
+            "decoder_dtype": decoder_dtype,
+        }
+        self.trained: dict[str, Any] = {
+            "parts": train,
+            "lora": lora,
+            "train_word_embeddings": train_word_embeddings,
+        }
+        self.weights = {"mse": mse_weight, "kld": kld_weight, "ce": ce_weight}
+        self.kld_temperature = kld_temperature
+        self.kld_direction = kld_direction
+        self.kld_start = kld_start
+        self.kld_texts = kld_texts
+        self.tokenizer_options = tokenizer_options or {}
+        self._tokenizer: RefragTokenizer | None = None
+        self._table_VD: Tensor | None = None
+        self._first: dict[str, Tensor] | None = None
+        self.metrics = torch.nn.ModuleDict(
+            {name: AlignmentMetrics() for name in ("student", *BASELINES)}
+        )
+
+    @property
+    def tokenizer(self) -> RefragTokenizer:  # type: ignore[override]
+        """The model's tokenizer; the data module takes it from here."""
+        if self._tokenizer is None:
+            if self.init_from is not None:
+                self._tokenizer = RefragTokenizer.from_pretrained(
+                    self.init_from, **self.tokenizer_options
+                )
+            else:
+                encoder, decoder = self.names
+                self._tokenizer = RefragTokenizer.from_encoder_decoder(
+                    encoder, decoder, **self.shape, **self.tokenizer_options
+                )
+        return self._tokenizer
+
+    def configure_model(self) -> None:
+        """Loads both models, or the folder to start from, and freezes what does not move."""
+        if self.model is not None:
+            return
+        if self.init_from is not None:
+            model = RefragModel.from_pretrained(self.init_from)
+        else:
+            encoder, decoder = self.names
+            model = RefragModel.from_encoder_decoder(encoder, decoder, **self.shape, **self.build)
+        model.set_trainable(**self.trained)
+        self.model = model
+
+    def training_step(self, batch: AlignmentBatch, batch_idx: int) -> Tensor:
+        """One step of the weighted losses, logged as `train/…`."""
+        model = self._model
+        student_BSD, teacher_BSD = self._embed(batch)
+        losses = {
+            "mse": span_mse(
+                student_BSD.flatten(0, 1),
+                batch.student_spans.flatten(),
+                teacher_BSD.flatten(0, 1),
+                batch.teacher_spans.flatten(),
+                batch.num_spans,
+            )
+        }
+        figures: dict[str, Any] = {}
+        if self.global_step >= self.kld_start and (self.weights["kld"] or self.weights["ce"]):
+            num_texts = min(self.kld_texts or batch.num_texts, batch.num_texts)
+            teacher_PV = self._teacher_logits(batch, teacher_BSD, num_texts)
+            student_PV = self._student_logits(batch, student_BSD, num_texts)
+            if self.weights["kld"]:
+                losses["kld"] = self._kld(student_PV, teacher_PV)
+            if self.weights["ce"]:
+                losses["ce"] = argmax_cross_entropy(student_PV, teacher_PV)
+            with torch.no_grad():
+                same_P = student_PV.argmax(-1) == teacher_PV.argmax(-1)
+                figures["top1"] = same_P.float().mean()
+        loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+        with torch.no_grad():
+            student_PD, teacher_PD = self._span_means(batch, student_BSD, teacher_BSD)
+            mse_of_mean = F.mse_loss(model.mean_embedding().expand_as(teacher_PD), teacher_PD)
+            figures["explained_variance"] = explained_variance(losses["mse"], mse_of_mean)
+            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+                hits, count = self._nearest(batch, student_PD[:_NEAREST_SPANS])
+                figures["nearest"] = hits / count.clamp(min=1)
+        figures |= {"coverage": batch.coverage, "granularity": batch.granularity}
+        self.log_train({"loss": loss, **losses, **figures}, num_tokens=batch.num_tokens)
+        return loss
+
+    def validation_step(self, batch: AlignmentBatch, batch_idx: int) -> None:
+        """Measures the student on held-out text."""
+        self._measure(batch, ("student",))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/…`; its loss is the weighted one, of MSE and KLD."""
+        figures = self._figures("student")
+        figures["loss"] = sum(self.weights[name] * figures[name] for name in ("mse", "kld"))
+        self.log_dict({f"val/{name}": value for name, value in figures.items()})
+        if self.global_step == 0:
+            self._first = figures
+
+    def test_step(self, batch: AlignmentBatch, batch_idx: int) -> None:
+        """Measures the student, and students that know nothing, on text that nothing saw."""
+        self._measure(batch, ("student", *BASELINES))
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/…` for the student and `test/<baseline>/…` for the others."""
+        table = {name: self._figures(name) for name in self.metrics}
+        for name, figures in table.items():
+            prefix = "test" if name == "student" else f"test/{name}"
+            self.log_dict({f"{prefix}/{figure}": value for figure, value in figures.items()})
+        if self.trainer.is_global_zero:
+            print(f"\n{report(table, first=self._first)}\n")
+
+    @property
+    def _model(self) -> RefragModel:
+        assert isinstance(self.model, RefragModel)
+        return self.model
+
+    def _embed(self, batch: AlignmentBatch) -> tuple[Tensor, Tensor]:
+        """What the decoder reads: (B, S, D) of the student, (B, S', D) of the teacher."""
+        if not batch.num_spans:
+            raise NoSpansError(f"none of the {batch.num_texts} texts of the batch has a span")
+        student_BSD = self._model.embed(batch.student)
+        with torch.no_grad():
+            teacher_BSD = self._model.get_input_embeddings()(batch.teacher["input_ids"])
+        return student_BSD, teacher_BSD
+
+    def _span_means(
+        self, batch: AlignmentBatch, student_BSD: Tensor, teacher_BSD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Means of both sides over each span, (P, D) in float32."""
+        return (
+            segment_mean(student_BSD.flatten(0, 1), batch.student_spans.flatten(), batch.num_spans),
+            segment_mean(teacher_BSD.flatten(0, 1), batch.teacher_spans.flatten(), batch.num_spans),
+        )
+
+    def _kld(self, student_PV: Tensor, teacher_PV: Tensor) -> Tensor:
+        return span_kld(
+            student_PV,
+            teacher_PV,
+            temperature=self.kld_temperature,
+            direction=self.kld_direction,
+        )
+
+    def _teacher_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
+        with torch.no_grad(), without_adapter(self._model.decoder):
+            return self._logits(batch.teacher, embeds, batch.teacher_last, batch, num_texts)
+
+    def _student_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
+        return self._logits(batch.student, embeds, batch.student_last, batch, num_texts)
+
+    def _logits(
+        self,
+        side: RefragBatch,
+        embeds_BSD: Tensor,
+        last_P: Tensor,
+        batch: AlignmentBatch,
+        num_texts: int,
+    ) -> Tensor:
+        """Next-token logits (P, V) after each span of the first texts, in one decoder pass."""
+        texts = {name: side[name][:num_texts] for name in ("attention_mask", "position_ids")}
+        hidden_BSD = self._model.hidden(texts, inputs_embeds=embeds_BSD[:num_texts])
+        num_spans = sum(batch.spans_of_texts[:num_texts])
+        return self._model.head(hidden_BSD.flatten(0, 1)[last_P[:num_spans]])
+
+    def _nearest(self, batch: AlignmentBatch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the first spans: how many lie nearest to the right embedding, how many could."""
+        decoder = self._model.decoder
+        if self._table_VD is None or word_embeddings(decoder).weight.requires_grad:
+            self._table_VD = torch.cat(list(embedding_slices(decoder)))
+        nearest_P = nearest_embedding(student_PD, self._table_VD)
+        right_P = batch.teacher["input_ids"].flatten()[batch.teacher_last[: len(student_PD)]]
+        one_token_P = batch.one_token[: len(student_PD)]
+        return ((nearest_P == right_P) & one_token_P).sum(), one_token_P.sum()
+
+    def _measure(self, batch: AlignmentBatch, students: tuple[str, ...]) -> None:
+        """Adds a batch to the metrics of each student; the teacher reads it once."""
+        student_BSD, teacher_BSD = self._embed(batch)
+        teacher_PV = self._teacher_logits(batch, teacher_BSD, batch.num_texts)
+        mean_D = self._model.mean_embedding()
+        slot_ids_BS = batch.student["slot_ids"]
+        for name in students:
+            vectors_BSD = replaced(student_BSD, slot_ids_BS, by=name, mean_D=mean_D)
+            student_PD, teacher_PD = self._span_means(batch, vectors_BSD, teacher_BSD)
+            student_PV = self._student_logits(batch, vectors_BSD, batch.num_texts)
+            hits, count = self._nearest(batch, student_PD)
+            self.metrics[name].update(
+                student_PD,
+                teacher_PD,
+                mean_D,
+                nearest_hits=hits,
+                num_one_token=count,
+                kld=self._kld(student_PV, teacher_PV),
+                top1_hits=(student_PV.argmax(-1) == teacher_PV.argmax(-1)).sum(),
+                num_pairs=len(student_PV),
+            )
+
+    def _figures(self, name: str) -> dict[str, Tensor]:
+        metric = self.metrics[name]
+        figures = metric.compute()
+        metric.reset()
+        return figures

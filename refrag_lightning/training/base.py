@@ -1,0 +1,256 @@
+"""The base of every LightningModule here: optimiser, checkpoints of what trains, NaN stop, export.
+
+A subclass gives the model and the steps, and nothing else:
+
+    class AlignmentModule(RefragLightningModule):
+        def __init__(self, encoder: str, decoder: str, *, train: list[str] | None = None, **kwargs):
+            super().__init__(**kwargs)                  # lr, weight_decay, warmup, …
+            self.encoder, self.decoder, self.train_parts = encoder, decoder, train
+
+        def configure_model(self):
+            if self.model is None:                      # Lightning calls it more than once
+                self.model = RefragModel.from_encoder_decoder(…)
+                self.model.set_trainable(…)
+
+        def training_step(self, batch, batch_idx):
+            loss = …
+            self.log_train({"loss": loss, "mse": mse}, num_tokens=tokens)
+            return loss
+
+Do not override `state_dict`, `load_state_dict` or `configure_callbacks`; call `super()` in the
+hooks `setup`, `on_fit_start`, `on_train_start`, `on_train_batch_start`, `on_before_backward`,
+`on_save_checkpoint` and `configure_gradient_clipping`. Everything of the training batches that is
+logged has to be logged by the step (`log_train` does): Lightning does not save the running means
+of an epoch, so they would differ after a resume.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+
+from refrag_lightning.training.finite import FiniteWatch
+from refrag_lightning.training.optim import WarmupCosine, adamw, parameter_groups
+from refrag_lightning.training.random_states import RandomStates
+from refrag_lightning.training.restart import leave_finished_epoch
+from refrag_lightning.training.trained_state import check_trained_state, frozen_keys
+
+
+class RefragLightningModule(LightningModule):
+    """Base of the modules that train a `RefragModel` (see the module's docstring).
+
+    Args:
+        lr: Peak learning rate: one number, or one a part, such as
+            `{projector: 1.0e-3, decoder: 5.0e-5}`.
+        weight_decay: Of matrices; biases, norms and scalars never decay.
+        betas: AdamW's.
+        warmup: Warm-up in optimiser steps (a whole number), or as a share of the run (0.05).
+        lr_floor: Learning rate at the end of the cosine, as a share of its peak.
+
+    Attributes:
+        model: The model, built by `configure_model`; None before.
+        num_tokens: Tokens trained on so far on this rank, counted by `log_train`.
+    """
+
+    model: nn.Module | None
+    tokenizer: Any = None
+
+    def __init__(
+        self,
+        *,
+        lr: float | dict[str, float] = 1e-3,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup: int | float = 0.05,
+        lr_floor: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup = warmup
+        self.lr_floor = lr_floor
+        self.model = None
+        self.num_tokens = 0
+        # The frozen weights come from the base models, so a checkpoint has only the others.
+        self.strict_loading = False
+        self._watch = FiniteWatch()
+        self.save_hyperparameters()
+
+    # What a subclass gives
+
+    def configure_model(self) -> None:
+        """Builds `self.model` unless it is there; freezes what does not train."""
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> None:
+        """Writes the model and its tokenizer as one folder for `from_pretrained`.
+
+        Args:
+            folder: Where to; may exist.
+        """
+        assert self.model is not None
+        self.model.save_pretrained(folder)  # type: ignore[operator]
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def usage(self, folder: Path) -> str:
+        """The lines of Python that use an exported `folder`, printed at the end of a run."""
+        return (
+            "from refrag_lightning import RefragModel, RefragTokenizer\n"
+            f'model = RefragModel.from_pretrained("{folder}")\n'
+            f'tokenizer = RefragTokenizer.from_pretrained("{folder}")'
+        )
+
+    def describe(self) -> list[str]:
+        """Further lines on what is about to be done, printed at the start of a run."""
+        return []
+
+    # Logging
+
+    def log_train(self, metrics: dict[str, Any], *, num_tokens: int = 0) -> None:
+        """Logs `train/<name>` for each metric, every `log_every_n_steps`, and counts tokens.
+
+        Args:
+            metrics: Name -> scalar, float or torchmetrics metric.
+            num_tokens: Tokens of this batch on this rank, for the tokens per second.
+        """
+        self.num_tokens += num_tokens
+        self.log_dict(
+            {f"train/{name}": value for name, value in metrics.items()},
+            on_step=True,
+            on_epoch=False,
+        )
+
+    # Optimiser
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and warm-up + cosine over the run's optimiser steps.
+
+        Raises:
+            ValueError: If the number of steps cannot be known.
+        """
+        total_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(total_steps):
+            raise ValueError(
+                "the number of training steps is unknown, which the learning rate's cosine needs: "
+                "set trainer.max_steps, or max_epochs with a data set of known length"
+            )
+        groups = parameter_groups(
+            self.named_parameters(), lr=self.lr, weight_decay=self.weight_decay
+        )
+        optimizer = adamw(groups, betas=tuple(self.betas))  # type: ignore[arg-type]
+        scheduler = WarmupCosine(
+            optimizer, warmup=self.warmup, total_steps=int(total_steps), floor=self.lr_floor
+        )
+        self._configured = [
+            {"lr": group["lr"], "weight_decay": group["weight_decay"], "betas": tuple(self.betas)}
+            for group in groups
+        ]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_train_start(self) -> None:
+        """Puts this run's settings over those that a checkpoint's optimiser state brought along."""
+        leave_finished_epoch(self.trainer)
+        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        if not isinstance(scheduler, WarmupCosine):
+            return
+        for group, configured in zip(optimizer.param_groups, self._configured, strict=True):  # type: ignore[union-attr]
+            group.update(configured)
+        scheduler.apply([configured["lr"] for configured in self._configured])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips, logs the norm before it as `train/grad_norm`, and stops where it is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        by_norm = gradient_clip_val if gradient_clip_algorithm != "value" else None
+        norm = nn.utils.clip_grad_norm_(parameters, by_norm or math.inf)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        self._watch.check("gradient norm", norm)
+        self.log("train/grad_norm", norm, on_step=True, on_epoch=False)
+
+    # Train and eval mode, precision
+
+    def setup(self, stage: str) -> None:
+        """Refuses fp16 (see `refuse_fp16`)."""
+        refuse_fp16(self.trainer.precision)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The callbacks that every run needs, also one started from Python."""
+        return [RandomStates()]
+
+    def on_fit_start(self) -> None:
+        """Puts the parts that train into train mode and the frozen ones into eval mode.
+
+        `from_pretrained` returns eval mode and Lightning keeps what it finds.
+        """
+        assert self.model is not None, "configure_model has to build self.model"
+        for part in self.model.children():
+            part.train(any(parameter.requires_grad for parameter in part.parameters()))
+
+    # The stop at a value that is not finite
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Notes which batch this is."""
+        ids = getattr(batch, "ids", None)
+        if ids is None and isinstance(batch, dict):
+            ids = batch.get("ids")
+        self._watch.begin(epoch=self.current_epoch, batch_idx=batch_idx, ids=ids)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Stops where the loss is not finite."""
+        self._watch.check("loss", loss)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the token count; refuses to write weights that a NaN has reached."""
+        self._watch.settle()
+        checkpoint["num_tokens"] = self.num_tokens
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the token count."""
+        self.num_tokens = checkpoint.get("num_tokens", 0)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """What trains, and nothing else."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for key in frozen_keys(self):
+            state.pop(prefix + key, None)
+        return state
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads what trains; the frozen weights stay as they are.
+
+        Raises:
+            ValueError: If `state_dict` is not exactly what trains in this module.
+        """
+        check_trained_state(expected=self.state_dict(), given=state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def refuse_fp16(precision: str | int | None) -> None:
+    """Raises for fp16, which overflows to NaN where vectors are handed to the decoder.
+
+    Raises:
+        ValueError: If `precision`, as Lightning's Trainer takes it, is fp16.
+    """
+    if str(precision).startswith("16"):
+        raise ValueError(
+            f"trainer.precision ({precision}) is not supported: fp16 overflows where vectors are "
+            "handed to the decoder; use bf16-mixed or 32-true"
+        )

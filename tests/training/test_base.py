@@ -1,0 +1,139 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from refrag_lightning.training.base import refuse_fp16
+from refrag_lightning.training.finite import FiniteWatch, NonFiniteError
+from refrag_lightning.training.optim import part_of
+from refrag_lightning.training.run_folder import default_name
+from refrag_lightning.training.trained_state import frozen_keys
+from tests.training.toy import ToyDataModule, ToyModule
+
+
+@pytest.fixture
+def module():
+    module = ToyModule(lr=0.01)
+    module.configure_model()
+    return module
+
+
+def trainer(tmp_path, **options):
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        **{"max_steps": 3, **options},
+    )
+
+
+def test_state_dict_has_what_trains_and_nothing_else(module):
+    assert {part_of(key) for key in module.state_dict()} == {"projector", "decoder"}
+    assert list(module.state_dict(prefix="x.")) == ["x." + key for key in module.state_dict()]
+    destination = {"other": 1}
+    assert module.state_dict(destination=destination) is destination
+    assert set(destination) == {"other", *module.state_dict()}
+
+
+def test_loading_changes_what_trains_and_leaves_the_rest(module):
+    other = ToyModule()
+    other.configure_model()
+    nn.init.ones_(other.model.decoder.weight)
+    nn.init.ones_(other.model.encoder[0].weight)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other.model.decoder.weight, module.model.decoder.weight)
+    assert (other.model.encoder[0].weight == 1).all()
+
+
+def test_loading_names_what_does_not_fit(module):
+    state = module.state_dict()
+    whole = dict(nn.Module.state_dict(module.model, prefix="model."))
+    with pytest.raises(ValueError, match=r"it has model\.encoder\.0\.weight, model\.encoder\.0\.b"):
+        module.load_state_dict({**whole, **state})
+    with pytest.raises(ValueError, match=r"it lacks model\.decoder\.weight"):
+        module.load_state_dict({k: v for k, v in state.items() if k != "model.decoder.weight"})
+    with pytest.raises(ValueError, match=r"has the shape \(2, 8\), this run's model \(1, 8\)"):
+        module.load_state_dict({**state, "model.decoder.weight": torch.zeros(2, 8)})
+
+
+def test_frozen_keys_with_tied_weights_and_buffers():
+    class Part(nn.Module):
+        def __init__(self, trains):
+            super().__init__()
+            self.embed = nn.Embedding(3, 2)
+            self.head = nn.Linear(2, 3, bias=False)
+            self.head.weight = self.embed.weight
+            self.register_buffer("scale", torch.ones(()))
+            self.requires_grad_(trains)
+
+    whole = nn.ModuleDict({"frozen": Part(False), "trained": Part(True)})
+    assert set(frozen_keys(whole)) == {
+        "frozen.embed.weight", "frozen.head.weight", "frozen.scale",
+    }  # fmt: skip
+
+
+def test_parts_that_train_are_in_train_mode_and_frozen_ones_in_eval_mode(tmp_path):
+    module = ToyModule(lr=0.01)
+    trainer(tmp_path).fit(module, ToyDataModule())
+    assert not any(part.training for part in module.model.encoder.modules())
+    assert all(part.training for part in module.model.projector.modules())
+    assert module.num_tokens == 3 * 8 * 4
+
+
+def test_the_stop_comes_before_the_optimiser_steps(tmp_path):
+    module = ToyModule(lr=0.01, nan_at=2)
+    with pytest.raises(NonFiniteError, match="the loss of batch 2 of epoch 0 is nan"):
+        trainer(tmp_path).fit(module, ToyDataModule())
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
+    module = ToyModule(lr=0.01)
+    module.configure_model()
+    module.model.decoder.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteError, match="the gradient norm of batch 0 of epoch 0 is"):
+        trainer(tmp_path).fit(module, ToyDataModule())
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_the_message_names_the_texts():
+    watch = FiniteWatch()
+    watch.begin(epoch=1, batch_idx=3, ids=["a", "b"])
+    watch.check("loss", torch.tensor(1.0))
+    with pytest.raises(NonFiniteError, match=r"batch 3 of epoch 1 \(texts a, b\) is inf"):
+        watch.check("loss", torch.tensor(float("inf")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_stop_comes_at_the_latest_before_a_checkpoint():
+    watch = FiniteWatch()
+    watch.begin(epoch=0, batch_idx=5)
+    with pytest.raises(NonFiniteError, match="batch 5"):
+        watch.check("loss", torch.tensor(float("nan"), device="cuda"))
+        watch.begin(epoch=0, batch_idx=6)
+        watch.settle()
+
+
+def test_an_unknown_number_of_steps_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(ToyModule(), ToyDataModule())
+
+
+def test_fp16_is_refused():
+    for precision in ("16-mixed", "16-true", 16, "16"):
+        with pytest.raises(ValueError, match="use bf16-mixed"):
+            refuse_fp16(precision)
+    for precision in ("bf16-mixed", "32-true", 32, None):
+        refuse_fp16(precision)
+
+
+def test_default_names():
+    assert default_name("AlignmentModule") == "align"
+    assert default_name("SFTModule") == "sft"
+    assert default_name("PretrainModule") == "pretrain"
+    assert default_name("MyToy") == "my-toy"

@@ -1,0 +1,167 @@
+"""A resumed run goes on bit for bit as the run that was never stopped."""
+
+import csv
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from refrag_lightning.cli import main
+from refrag_lightning.training.callbacks import SpeedMonitor, ValidateFirst
+from refrag_lightning.training.checkpoints import Checkpoints
+from refrag_lightning.training.metrics_csv import MetricsCSV
+from tests.training.toy import ToyDataModule, ToyModule, ToyStreamDataModule
+
+# 46 samples in batches of 4: an epoch is 12 batches, the last one short. The stream yields 72
+# samples a reading, in blocks that end within batches.
+DATA = {
+    "dataset": (ToyDataModule, {}),
+    "dataset, 2 workers": (ToyDataModule, {"num_workers": 2}),
+    "stream": (ToyStreamDataModule, {}),
+    "stream, 2 workers": (ToyStreamDataModule, {"num_workers": 2}),
+    "stream, 2 workers, epochs of 7": (
+        ToyStreamDataModule,
+        {"num_workers": 2, "batches_per_epoch": 7},
+    ),
+}
+TRAINER = {
+    "steps": {"max_steps": 26},
+    "epochs": {"max_epochs": 2},
+    "accumulated": {"max_steps": 13, "accumulate_grad_batches": 2},
+    "validated every 4": {"max_steps": 26, "val_check_interval": 4},
+    "validated every 5 over epochs": {
+        "max_steps": 26,
+        "val_check_interval": 5,
+        "check_val_every_n_epoch": None,
+    },
+    "not validated": {"max_steps": 26, "limit_val_batches": 0},
+    "short epochs": {"max_epochs": 4, "limit_train_batches": 6},
+}
+CASES = [("dataset", name) for name in TRAINER] + [
+    ("dataset, 2 workers", "steps"),
+    ("stream", "steps"),
+    ("stream", "validated every 5 over epochs"),
+    ("stream, 2 workers", "steps"),
+    ("stream, 2 workers, epochs of 7", "epochs"),
+    ("stream, 2 workers, epochs of 7", "accumulated"),
+]
+
+
+class KeepAll(Checkpoints):
+    """Keeps every last.ckpt that was written."""
+
+    def _save(self, trainer, path):
+        Checkpoints._save(trainer, path)
+        if path.endswith("last.ckpt"):
+            shutil.copy(path, self.folder / f"{trainer.global_step}.ckpt")
+
+
+class History(Callback):
+    """Notes the ends of epochs and validations among the module's steps."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.history.append(("epoch", trainer.current_epoch))
+
+    def on_validation_end(self, trainer, pl_module):
+        loss = trainer.callback_metrics["val/loss"]
+        pl_module.history.append(("val", trainer.global_step, loss.item()))
+
+
+def train(folder, data, trainer, *, ckpt_path=None):
+    """Trains; returns what happened, in order, and the rows of metrics.csv."""
+    seed_everything(1, verbose=False)
+    module = ToyModule(lr=0.01)
+    datamodule_class, options = DATA[data]
+    Trainer(
+        accelerator="cpu",
+        logger=MetricsCSV(folder),
+        callbacks=[ValidateFirst(), SpeedMonitor(), History(), KeepAll(folder, every_n_steps=1)],
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **TRAINER[trainer],
+    ).fit(module, datamodule_class(batch_size=4, **options), ckpt_path=ckpt_path)
+    return module.history, metrics(folder)
+
+
+def metrics(folder):
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if v and "tokens_per" not in k} for row in rows]
+
+
+@pytest.mark.parametrize(("data", "trainer"), CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_resume_from_anywhere_goes_on_bit_for_bit(tmp_path, data, trainer):
+    history, rows = train(tmp_path / "whole", data, trainer)
+    steps = sorted(int(path.stem) for path in (tmp_path / "whole").glob("[0-9]*.ckpt"))
+    assert len(steps) > 10
+    # In mid-epoch, at the end of an epoch (of 12, 7 or 6 batches, some accumulated in twos), and
+    # near the run's end.
+    places = (5, 6) if "workers" in data else (2, 5, 6, 11, -2)
+    for step in sorted({steps[place] for place in places}):
+        again, again_rows = train(
+            tmp_path / f"from_{step}",
+            data,
+            trainer,
+            ckpt_path=tmp_path / "whole" / f"{step}.ckpt",
+        )
+        done = [entry for entry in again if len(entry) == 4]
+        assert done[0][0] == step and done[-1] == [e for e in history if len(e) == 4][-1]
+        assert again == history[len(history) - len(again) :], f"resumed from step {step}"
+        assert again_rows == rows[len(rows) - len(again_rows) :], f"resumed from step {step}"
+
+
+def died_of(args):
+    """Runs `main(args)` in a forked process (quicker than a new one); the signal it died of."""
+    process = os.fork()
+    if process == 0:
+        signal.alarm(100)
+        try:
+            main(args)
+        finally:
+            os._exit(1)
+    return os.WTERMSIG(os.waitpid(process, 0)[1])
+
+
+@pytest.mark.parametrize("class_name", ["ToyDataModule", "ToyStreamDataModule"])
+def test_a_run_killed_in_mid_epoch_goes_on_from_the_command_line(tmp_path, monkeypatch, class_name):
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "model": {"class_path": "tests.training.toy.ToyModule", "init_args": {"lr": 0.01}},
+        "data": {
+            "class_path": f"tests.training.toy.{class_name}",
+            "init_args": {"batch_size": 4, "num_workers": 2},
+        },
+        "trainer": {"max_steps": 30, "accelerator": "cpu", "log_every_n_steps": 1},
+        "save_every": 4,
+        "export": False,
+    }
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config))
+    fit = ["fit", "--config", "toy.yaml"]
+    main([*fit, "--name", "whole"])
+    assert died_of([*fit, "--name", "killed", "--model.kill_at", "22"]) == signal.SIGKILL
+    (killed,) = (tmp_path / "runs" / "killed").iterdir()
+    checkpoint = str(killed / "checkpoints" / "last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 20
+    main([*fit, "--name", "resumed", "--ckpt_path", checkpoint])
+    (whole,) = (tmp_path / "runs" / "whole").iterdir()
+    (resumed,) = (tmp_path / "runs" / "resumed").iterdir()
+    expected, got = metrics(whole), metrics(resumed)
+    assert got == expected[len(expected) - len(got) :]
+    assert got[0]["step"] == "20" and got[-1]["step"] == "29"
+    # Nothing that was logged before the kill is lost.
+    assert metrics(killed) == expected[: len(metrics(killed))]
+    assert metrics(killed)[-1]["step"] == "21"
+
+
+def test_a_stream_refuses_another_number_of_workers(tmp_path):
+    train(tmp_path / "whole", "stream, 2 workers", "steps")
+    with pytest.raises(ValueError, match="with num_workers=2, this run has num_workers=0"):
+        train(tmp_path / "again", "stream", "steps", ckpt_path=tmp_path / "whole" / "7.ckpt")
