@@ -25,12 +25,14 @@ class Command(NamedTuple):
 
 
 _LIGHTNING = "refrag_lightning.cli_lightning:run"
+_FUNCTIONS = "refrag_lightning.cli_functions:run"
 
 COMMANDS = (
     Command("fit", "Train a model and write it to a run folder.", _LIGHTNING),
     Command("validate", "Measure a model on the validation data.", _LIGHTNING),
     Command("test", "Measure a model on the test data.", _LIGHTNING),
     Command("predict", "Run a model on the prediction data.", _LIGHTNING),
+    Command("generate", "Answer one prompt with <doc> blocks from a model folder.", _FUNCTIONS),
 )
 
 

@@ -113,7 +113,8 @@ class AlignmentDataModule(ResumableDataModule):
 
     def prepare_data(self) -> None:
         """Tokenizes and aligns what is not in the cache yet; once on each node."""
-        stage = self.trainer.state.fn.value if self.trainer is not None else "fit"
+        function = self.trainer.state.fn if self.trainer is not None else None
+        stage = "fit" if function is None else function.value
         if stage == "fit" and not self.streaming:
             self.examples("train")
         if stage in ("fit", "validate"):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from refrag_lightning.text.alignment import Alignment, align, align_rows
-from refrag_lightning.text.assemble import Assembler, DocumentPiece
+from refrag_lightning.text.assemble import Assembler, DocumentPiece, Piece
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.packing import PackedDocument, rows_of_tokens
 from refrag_lightning.text.tokenizer import RefragTokenizer
@@ -174,9 +174,12 @@ class Aligner:
         """
         assembler = self.assembler
         opening = self.tokenizer.opening_ids
-        documents, students, teachers = [], [], []
-        student_spans, teacher_spans = [], []
-        spans_of_texts = []
+        documents: list[PackedDocument] = []
+        students: list[list[Piece]] = []
+        teachers: list[list[Piece]] = []
+        student_spans: list[np.ndarray] = []
+        teacher_spans: list[np.ndarray] = []
+        spans_of_texts: list[int] = []
         for number, example in enumerate(examples):
             num_rows = len(example["row_spans"])
             none = np.zeros(0, dtype=np.int64)
@@ -221,7 +224,7 @@ class Aligner:
 
 
 def _padded(spans: Sequence[np.ndarray]) -> np.ndarray:
-    padded = np.full((len(spans), max(map(len, spans))), -1, dtype=np.int64)
+    padded = np.full((len(spans), max(len(values) for values in spans)), -1, dtype=np.int64)
     for row, values in zip(padded, spans, strict=True):
         row[: len(values)] = values
     return padded

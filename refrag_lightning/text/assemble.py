@@ -181,7 +181,7 @@ class Assembler:
                 ]
             )
             window_wanted = np.zeros(first[-1], dtype=bool)
-            window_wanted[window_of_row[wanted[rows.unique] & (rows.sizes > 0)]] = True
+            window_wanted[window_of_row[wanted[rows.unique]]] = True
             sequence_of_row = np.where(window_wanted[window_of_row], window_of_row, -1)
         chosen = sequence_of_row[rows.token_rows] >= 0
         ids, row_ids = rows.token_ids[chosen], rows.unique[rows.token_rows[chosen]]

@@ -24,7 +24,8 @@ Message = Mapping[str, Any]
 # Letters and digits only: templates trim and split at white space and at marks.
 _PLACEHOLDER = "REFRAGCONTENT{}X"
 _PLACEHOLDERS = re.compile(r"REFRAGCONTENT(\d+)X")
-_FIELD = re.compile(r"\{(id|title)\}")
+_FIELD = re.compile(r"( *)\{(id|title)\}")
+_ROLE = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def render(
 
     Args:
         parts: As `documents.parse` gives them.
-        header: Stands before each document, with `{id}` and `{title}` filled in.
+        header: Stands before each document, with `{id}` and `{title}` filled in; the spaces before
+            an empty title are left out.
         footer: Stands after each document.
         first_number: Position of the first document, for documents without an id.
 
@@ -78,8 +80,9 @@ def render(
 
 
 def _fill(header: str, fields: Mapping[str, str]) -> str:
-    # Not str.format: a header may hold other braces, and a title what looks like a field.
-    return _FIELD.sub(lambda match: fields[match[1]], header)
+    # Not str.format: a header may hold other braces, and a title what looks like a field. The
+    # spaces before an empty field go with it.
+    return _FIELD.sub(lambda match: fields[match[2]] and match[1] + fields[match[2]], header)
 
 
 def render_chat(
@@ -105,8 +108,8 @@ def render_chat(
         **template_options: Passed to the template.
 
     Raises:
-        ValueError: If the tokenizer has no chat template, the template refuses the conversation,
-            or it leaves a message out.
+        ValueError: If the tokenizer has no chat template, a message is not of that form, the
+            template refuses the conversation, or it leaves a message out.
     """
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template")
@@ -116,6 +119,9 @@ def render_chat(
     for index, message in enumerate(messages):
         if not isinstance(message.get("role"), str) or "content" not in message:
             raise ValueError(f"message {index} needs a role and a content, got {dict(message)!r}")
+        if not _ROLE.fullmatch(message["role"]):
+            # It goes through the template, where a control string would become a control token.
+            raise ValueError(f"message {index} has {message['role']!r} as its role, no plain word")
         content = message["content"]
         if isinstance(content, str):
             parts = parse(content, strict=strict, first_number=num_documents + 1)

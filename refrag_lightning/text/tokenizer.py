@@ -348,7 +348,8 @@ class RefragTokenizer:
 
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).is_file():
-            raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE}")
+            found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
+            raise FileNotFoundError(f"{str(folder)!r} is no model folder: {found}")
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         return cls(
             AutoTokenizer.from_pretrained(folder / "encoder_tokenizer"),

@@ -10,6 +10,7 @@ REFRAG (arXiv 2509.01092) has neither and begins with reconstruction; the token-
 reader of the full text is that of xRAG (arXiv 2405.13792).
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from refrag_lightning.model.losses import (
 )
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.tokenizer import RefragTokenizer
-from refrag_lightning.training.alignment_metrics import BASELINES, AlignmentMetrics, replaced, report
+from refrag_lightning.training.alignment_metrics import STUDENTS, AlignmentMetrics, replaced, report
 from refrag_lightning.training.base import RefragLightningModule
 
 # Spans of a training batch that are looked up among the decoder's embeddings.
@@ -143,9 +144,8 @@ class AlignmentModule(RefragLightningModule):
         self._tokenizer: RefragTokenizer | None = None
         self._table_VD: Tensor | None = None
         self._first: dict[str, Tensor] | None = None
-        self.metrics = torch.nn.ModuleDict(
-            {name: AlignmentMetrics() for name in ("student", *BASELINES)}
-        )
+        # Every name is a child module, which puts the metrics on the right device.
+        self.metrics = torch.nn.ModuleDict({name: AlignmentMetrics() for name in STUDENTS})
 
     @property
     def tokenizer(self) -> RefragTokenizer:  # type: ignore[override]
@@ -163,7 +163,11 @@ class AlignmentModule(RefragLightningModule):
         return self._tokenizer
 
     def configure_model(self) -> None:
-        """Loads both models, or the folder to start from, and freezes what does not move."""
+        """Loads both models, or the folder to start from, and freezes what does not move.
+
+        Raises:
+            ValueError: If the pooling has no state for a single token, but the data asks for it.
+        """
         if self.model is not None:
             return
         if self.init_from is not None:
@@ -171,6 +175,12 @@ class AlignmentModule(RefragLightningModule):
         else:
             encoder, decoder = self.names
             model = RefragModel.from_encoder_decoder(encoder, decoder, **self.shape, **self.build)
+        spans = getattr(getattr(self._trainer, "datamodule", None), "spans", "row")
+        if spans == "token" and model.config.pooling in ("cls", "concat"):
+            raise ValueError(
+                f"spans='token' needs the states of single tokens, which pooling "
+                f"({model.config.pooling!r}) does not give; use data.spans row, or mean pooling"
+            )
         model.set_trainable(**self.trained)
         self.model = model
 
@@ -204,7 +214,8 @@ class AlignmentModule(RefragLightningModule):
             student_PD, teacher_PD = self._span_means(batch, student_BSD, teacher_BSD)
             mse_of_mean = F.mse_loss(model.mean_embedding().expand_as(teacher_PD), teacher_PD)
             figures["explained_variance"] = explained_variance(losses["mse"], mse_of_mean)
-            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if (self.global_step + 1) % every == 0:
                 hits, count = self._nearest(batch, student_PD[:_NEAREST_SPANS])
                 figures["nearest"] = hits / count.clamp(min=1)
         figures |= {"coverage": batch.coverage, "granularity": batch.granularity}
@@ -218,18 +229,18 @@ class AlignmentModule(RefragLightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs `val/…`; its loss is the weighted one, of MSE and KLD."""
         figures = self._figures("student")
-        figures["loss"] = sum(self.weights[name] * figures[name] for name in ("mse", "kld"))
+        figures["loss"] = torch.stack([self.weights[n] * figures[n] for n in ("mse", "kld")]).sum()
         self.log_dict({f"val/{name}": value for name, value in figures.items()})
         if self.global_step == 0:
             self._first = figures
 
     def test_step(self, batch: AlignmentBatch, batch_idx: int) -> None:
         """Measures the student, and students that know nothing, on text that nothing saw."""
-        self._measure(batch, ("student", *BASELINES))
+        self._measure(batch, STUDENTS)
 
     def on_test_epoch_end(self) -> None:
         """Logs `test/…` for the student and `test/<baseline>/…` for the others."""
-        table = {name: self._figures(name) for name in self.metrics}
+        table = {name: self._figures(name) for name in STUDENTS}
         for name, figures in table.items():
             prefix = "test" if name == "student" else f"test/{name}"
             self.log_dict({f"{prefix}/{figure}": value for figure, value in figures.items()})
@@ -298,7 +309,7 @@ class AlignmentModule(RefragLightningModule):
         one_token_P = batch.one_token[: len(student_PD)]
         return ((nearest_P == right_P) & one_token_P).sum(), one_token_P.sum()
 
-    def _measure(self, batch: AlignmentBatch, students: tuple[str, ...]) -> None:
+    def _measure(self, batch: AlignmentBatch, students: Iterable[str]) -> None:
         """Adds a batch to the metrics of each student; the teacher reads it once."""
         student_BSD, teacher_BSD = self._embed(batch)
         teacher_PV = self._teacher_logits(batch, teacher_BSD, batch.num_texts)
@@ -309,7 +320,7 @@ class AlignmentModule(RefragLightningModule):
             student_PD, teacher_PD = self._span_means(batch, vectors_BSD, teacher_BSD)
             student_PV = self._student_logits(batch, vectors_BSD, batch.num_texts)
             hits, count = self._nearest(batch, student_PD)
-            self.metrics[name].update(
+            self._metric(name).update(
                 student_PD,
                 teacher_PD,
                 mean_D,
@@ -320,8 +331,13 @@ class AlignmentModule(RefragLightningModule):
                 num_pairs=len(student_PV),
             )
 
-    def _figures(self, name: str) -> dict[str, Tensor]:
+    def _metric(self, name: str) -> AlignmentMetrics:
         metric = self.metrics[name]
+        assert isinstance(metric, AlignmentMetrics)
+        return metric
+
+    def _figures(self, name: str) -> dict[str, Tensor]:
+        metric = self._metric(name)
         figures = metric.compute()
         metric.reset()
         return figures

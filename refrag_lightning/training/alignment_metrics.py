@@ -10,9 +10,14 @@ from torchmetrics import Metric
 
 from refrag_lightning.model.losses import explained_variance
 
-BASELINES = ("zero", "mean", "shuffled")
-"""Students to compare with: the zero vector, the decoder's mean embedding, and the projected
-vectors of other places of the batch."""
+STUDENTS = {
+    "student": "projected vectors",
+    "zero": "zero vectors",
+    "mean": "the mean embedding",
+    "shuffled": "shuffled vectors",
+}
+"""What is measured, and what each reads. All but the first know nothing of the place they stand
+at: the zero vector, the decoder's mean embedding, the projected vectors of other places."""
 
 
 def replaced(student_BSD: Tensor, slot_ids_BS: Tensor, *, by: str, mean_D: Tensor) -> Tensor:
@@ -21,7 +26,7 @@ def replaced(student_BSD: Tensor, slot_ids_BS: Tensor, *, by: str, mean_D: Tenso
     Args:
         student_BSD: (B, S, D) what the decoder reads.
         slot_ids_BS: (B, S), -1 where no vector stands.
-        by: `student` (nothing changes) or one of `BASELINES`.
+        by: `student` (nothing changes) or another of `STUDENTS`.
         mean_D: (D,) the decoder's mean embedding.
     """
     if by == "student":
@@ -42,11 +47,17 @@ def replaced(student_BSD: Tensor, slot_ids_BS: Tensor, *, by: str, mean_D: Tenso
 class AlignmentMetrics(Metric):
     """Sums over batches and ranks, so that every span counts the same.
 
-    `compute` gives `mse` (mean over spans and dimensions), `explained_variance` (1 - MSE / MSE of
-    the mean embedding), `r2` (the same against the mean of the measured text's own span means,
-    which is harder to beat: frequent tokens lie far from the vocabulary's mean), `nearest` (share of one-token spans whose vector lies nearest to the right
-    decoder embedding), `kld` (nats a span) and `top1` (share of spans after which student and
-    teacher expect the same token). What no span counted for is left out.
+    `compute` gives
+
+    - `mse`: mean over spans and dimensions;
+    - `explained_variance`: 1 - MSE / MSE of the mean embedding;
+    - `r2`: the same against the mean of the measured text's own span means, which is harder to
+      beat, since frequent tokens lie far from the vocabulary's mean;
+    - `nearest`: share of one-token spans whose vector lies nearest to the right embedding;
+    - `kld`: nats a span;
+    - `top1`: share of spans after which student and teacher expect the same token.
+
+    What no span counted for is left out.
     """
 
     full_state_update = False
@@ -141,11 +152,12 @@ def report(figures: dict[str, dict[str, Tensor]], *, first: dict[str, Tensor] | 
     columns = ("explained_variance", "r2", "nearest", "kld", "top1")
     lines = [f"{'student reads':<22}" + "".join(f"{name:>20}" for name in columns)]
     for name, row in figures.items():
-        label = {"student": "projected vectors", "mean": "the mean embedding"}.get(name, name)
-        label = {"zero": "zero vectors", "shuffled": "shuffled vectors"}.get(name, label)
-        cells = (f"{row[c].item():>20.3f}" if c in row else f"{'-':>20}" for c in columns)
-        lines.append(f"{label:<22}" + "".join(cells))
+        lines.append(_line(STUDENTS[name], row, columns))
     if first is not None:
-        cells = (f"{first[c].item():>20.3f}" if c in first else f"{'-':>20}" for c in columns)
-        lines.append(f"{'(before step 1, val)':<22}" + "".join(cells))
+        lines.append(_line("before step 1 (val)", first, columns))
     return "\n".join(lines)
+
+
+def _line(label: str, figures: dict[str, Tensor], columns: tuple[str, ...]) -> str:
+    cells = (f"{figures[c].item():>20.3f}" if c in figures else f"{'-':>20}" for c in columns)
+    return f"{label:<22}" + "".join(cells)

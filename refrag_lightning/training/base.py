@@ -142,14 +142,15 @@ class RefragLightningModule(LightningModule):
         groups = parameter_groups(
             self.named_parameters(), lr=self.lr, weight_decay=self.weight_decay
         )
-        optimizer = adamw(groups, betas=tuple(self.betas))  # type: ignore[arg-type]
-        scheduler = WarmupCosine(
-            optimizer, warmup=self.warmup, total_steps=int(total_steps), floor=self.lr_floor
-        )
+        # Before the scheduler is built: it puts the first step's rates into the groups.
         self._configured = [
             {"lr": group["lr"], "weight_decay": group["weight_decay"], "betas": tuple(self.betas)}
             for group in groups
         ]
+        optimizer = adamw(groups, betas=tuple(self.betas))  # type: ignore[arg-type]
+        scheduler = WarmupCosine(
+            optimizer, warmup=self.warmup, total_steps=int(total_steps), floor=self.lr_floor
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

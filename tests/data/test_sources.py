@@ -93,7 +93,9 @@ def test_hub_source_without_a_network_is_one_line(monkeypatch):
         raise ConnectionError("Couldn't reach 'org/set' on the Hub\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(OSError, match=r"^the data set 'org/set' cannot be had: Couldn't reach .*Hub$"):
+    with pytest.raises(
+        OSError, match=r"^the data set 'org/set' cannot be had: Couldn't reach .*Hub$"
+    ):
         list(HubSource("org/set").texts("train"))
 
 

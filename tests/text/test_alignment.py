@@ -100,7 +100,11 @@ def test_anchors_equal_those_of_decoded_prefixes(name, text):
     # Both decode exactly, so the reference applies to every text.
     [encoder], [decoder] = plain("tiny/encoder-cased")([text]), plain(name)([text])
     reference = anchors_by_decoding(
-        text, encoder.ids, decode("tiny/encoder-cased"), decoder.ids, decode(name)
+        text,
+        encoder.ids.tolist(),
+        decode("tiny/encoder-cased"),
+        decoder.ids.tolist(),
+        decode(name),
     )
     assert pairs(anchors(encoder.ends, decoder.ends)) == pairs(reference)
 
@@ -111,7 +115,11 @@ def test_anchors_equal_those_of_decoded_prefixes_for_the_default_decoder(real_pa
     _, name = real_pair
     [encoder], [decoder] = plain("tiny/encoder-cased")([text]), plain(name)([text])
     reference = anchors_by_decoding(
-        text, encoder.ids, decode("tiny/encoder-cased"), decoder.ids, decode(name)
+        text,
+        encoder.ids.tolist(),
+        decode("tiny/encoder-cased"),
+        decoder.ids.tolist(),
+        decode(name),
     )
     assert len(reference[0]) > 0
     assert pairs(anchors(encoder.ends, decoder.ends)) == pairs(reference)

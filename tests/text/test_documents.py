@@ -91,8 +91,8 @@ def test_white_space_is_kept_inside_and_outside():
 
 def test_missing_ids_are_numbered_by_position():
     text = "<doc>a</doc><doc id=x>b</doc><doc>c</doc>"
-    assert [part.id for part in parse(text)] == ["1", "x", "3"]
-    assert [part.id for part in parse(text, first_number=5)] == ["5", "x", "7"]
+    assert parse(text) == [Document("a", "1"), Document("b", "x"), Document("c", "3")]
+    assert parse(text, first_number=5)[2] == Document("c", "7")
     assert format([Document("a"), "-", Document("b")]) == (
         '<doc id="1">a</doc>-<doc id="2">b</doc>'
     )
@@ -132,6 +132,9 @@ def test_errors_give_line_and_column(text, message, line, column):
         ("<doc 7>b</doc> <doc>c</doc>", ["<doc 7>b</doc> ", Document("c", "1")]),
         ("<doc a=1 a=2>b</doc>", ["<doc a=1 a=2>b</doc>"]),
         ("<doc>a</doc", ["<doc>a</doc"]),
+        # A value does not run over the next tag.
+        ('<doc a="<doc>b</doc>"', ['<doc a="', Document("b", "1"), '"']),
+        ('<doc a="<doc>b</doc>">c</doc>', ['<doc a="', Document("b", "1"), '">c</doc>']),
         ("<doc>a</doc x>b</doc>", [Document("a</doc x>b", "1")]),
     ],
 )

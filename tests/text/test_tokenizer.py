@@ -4,6 +4,7 @@ import json
 import random
 import re
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,8 +103,8 @@ def check_against_segments(tokenizer, name, prompts):
 
     It also equals the one-shot tokenization of the rendered text, but for two cases. A token of the
     one-shot tokenization straddles a segment's edge; or a segment ends in several white space
-    characters: GPT-2's `\\s+(?!\\S)` leaves the last of them to what follows, so "[1] \\n" before a
-    word is " " and "\\n", and " \\n" alone.
+    characters: GPT-2's `\\s+(?!\\S)` leaves the last of them to what follows, so " \\n" before a word
+    is " " and "\\n", and one token alone.
 
     Returns:
         Shares of the prompts of the first case, of the second, and of the others.
@@ -137,7 +138,8 @@ def test_all_rows_expanded_give_the_segments_ids():
     rng = random.Random(5)
     prompts = [random_prompt(rng) for _ in range(200)]
     shares = check_against_segments(refrag(), "tiny/decoder", prompts)
-    assert min(shares.values()) > 0
+    assert shares["a token straddles"] > 0
+    assert shares["equal to one-shot"] > 0.3
 
 
 @pytest.mark.real_models
@@ -189,6 +191,10 @@ def test_a_batch_is_its_texts_and_padding(context, prompts, expand):
 # Sharing and given states.
 
 
+def encoded_rows(batch):
+    return {int(row) for row in batch["encoder_row_ids"].unique()} - {-1}
+
+
 def rows_of(batch, text):
     return {row.row for row in batch.trace[text]}
 
@@ -236,9 +242,8 @@ def test_given_states_take_the_place_of_encoding():
 
     mask = torch.arange(num_rows) % 3 == 0
     some = tokenizer(texts, row_states=states, row_states_mask=mask)
-    assert set(some["encoder_row_ids"].unique().tolist()) - {-1} == set(
-        torch.arange(num_rows)[~mask].tolist()
-    )
+    given = {row for row in range(num_rows) if row % 3 == 0}
+    assert encoded_rows(some) == set(range(num_rows)) - given
     for batch in (every, some):
         assert torch.equal(batch["row_states"], states)
         for key in set(plain_batch) - encoder_keys - {"row_states_mask"}:
@@ -249,12 +254,14 @@ def test_given_states_take_the_place_of_encoding():
     shared = rows_of(both, 0)
     wanted = {int(row) for row in both["slot_ids"].unique() if row >= 0}
     assert shared <= wanted  # the last text still has them as vectors
-    assert set(both["encoder_row_ids"].unique().tolist()) - {-1} == wanted - set(
-        torch.arange(num_rows)[mask].tolist()
-    )
+    assert encoded_rows(both) == wanted - given
 
 
 # Chat, and the openings of prompts.
+
+
+def control_ids(name):
+    return {hugging_face(name).convert_tokens_to_ids(string) for string in CONTROL_STRINGS[name]}
 
 
 def test_a_conversation_is_what_the_template_makes_of_it():
@@ -271,7 +278,7 @@ def test_a_conversation_is_what_the_template_makes_of_it():
         batch = refrag("tiny/encoder", name).apply_chat(messages)
         ids = real_ids(batch)
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == rendered
-        control = set(tokenizer.convert_tokens_to_ids(list(CONTROL_STRINGS[name])))
+        control = control_ids(name)
         one_shot = tokenizer(rendered, add_special_tokens=False)["input_ids"]
         assert [i for i in ids if i in control] == [i for i in one_shot if i in control]
     with_prompt = refrag().apply_chat(messages)
@@ -284,8 +291,7 @@ def test_a_conversation_is_what_the_template_makes_of_it():
 @given(conversations())
 @pytest.mark.parametrize("name", DECODERS)
 def test_contents_yield_no_control_token(name, messages):
-    tokenizer = hugging_face(name)
-    control = set(tokenizer.convert_tokens_to_ids(list(CONTROL_STRINGS[name])))
+    control = control_ids(name)
     others = [{**message, "content": "c"} for message in messages]
     for expand in ("none", "all"):
         ids, expected = (
@@ -436,7 +442,7 @@ def test_lost_characters_are_warned_about_and_marked():
 
 # Settings.
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "chunk_by": "decoder",
     "context": "document",
     "header": "{title} «{id}»: ",
@@ -469,7 +475,7 @@ def test_a_saved_tokenizer_is_the_same(tmp_path, encoder, decoder):
 
 
 def test_a_folder_without_a_tokenizer_of_this_kind(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no refrag_tokenizer\.json"):
+    with pytest.raises(FileNotFoundError, match=r"it has no refrag_tokenizer\.json"):
         RefragTokenizer.from_pretrained(tmp_path)
 
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from refrag_lightning.training.base import refuse_fp16
 from refrag_lightning.training.finite import FiniteWatch, NonFiniteError
-from refrag_lightning.training.optim import part_of
+from refrag_lightning.training.optim import part_of, warmup_cosine
 from refrag_lightning.training.run_folder import default_name
 from refrag_lightning.training.trained_state import frozen_keys
 from tests.training.toy import ToyDataModule, ToyModule
@@ -137,3 +137,20 @@ def test_default_names():
     assert default_name("SFTModule") == "sft"
     assert default_name("PretrainModule") == "pretrain"
     assert default_name("MyToy") == "my-toy"
+
+
+def test_the_rates_of_a_run_are_the_peak_times_warmup_and_cosine(tmp_path):
+    module = ToyModule(lr={"projector": 0.02, "decoder": 0.001}, warmup=3, lr_floor=0.1)
+    seen = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            groups = trainer.optimizers[0].param_groups
+            seen.append({group["name"].split("/")[0]: group["lr"] for group in groups})
+
+    trainer(tmp_path, max_steps=8, callbacks=[Rates()]).fit(module, ToyDataModule(batch_size=4))
+    for step, rates in enumerate(seen):
+        factor = warmup_cosine(step, warmup_steps=3, total_steps=8, floor=0.1)
+        assert rates == pytest.approx({"projector": 0.02 * factor, "decoder": 0.001 * factor})
+    assert seen[3]["projector"] == pytest.approx(0.02)
+    assert len(seen) == 8
