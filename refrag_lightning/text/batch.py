@@ -11,6 +11,7 @@ m slots a row.
 | `position_ids` | (B, S) | 0 at the first real position of a text or packed segment |
 | `slot_ids` | (B, S) | which of the C * m projected vectors stands here (row * m + j), or -1 |
 | `labels` | (B, S) | optional; -100 where no loss is taken |
+| `segment_ids` | (B, S) | only where texts are packed: which one, or -1 at padding |
 | `encoder_input_ids` | (R, T) | encoder tokens with the encoder's special tokens |
 | `encoder_attention_mask` | (R, T) | 1 at real encoder tokens |
 | `encoder_row_ids` | (R, T) | the row that a token pools into, or -1 (special tokens, padding) |

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from refrag_lightning.text.assemble import (
 )
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.documents import Part, parse
+from refrag_lightning.text.expansion import Expand, expansion_masks
+from refrag_lightning.text.limits import num_positions, special_tokens
 from refrag_lightning.text.packing import ChunkBy, PackedDocument, pack, rows_of_tokens
 from refrag_lightning.text.plain import PlainTokenizer
 from refrag_lightning.text.segments import Message, Segment, render, render_chat
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-Expand = Literal["none", "all"] | Sequence[int] | Sequence[Sequence[int]]
 Conversation = Sequence[Message]
 
 SETTINGS_FILE = "refrag_tokenizer.json"
@@ -90,14 +91,14 @@ class RefragTokenizer:
         self.plain_encoder = PlainTokenizer(encoder, leading_space=True)
         self.plain_decoder = PlainTokenizer(decoder)
         self.plain_template = PlainTokenizer(decoder, control=True)
-        prefix, suffix = _special_tokens(encoder)
+        prefix, suffix = special_tokens(encoder)
         max_tokens = self.max_encoder_length - len(prefix) - len(suffix)
         if compression > max_tokens:
             raise ValueError(
                 f"a row of compression ({compression}) tokens does not fit the encoder, which "
                 f"reads {max_tokens} tokens beside its special ones"
             )
-        opening, _ = _special_tokens(decoder)
+        opening, _ = special_tokens(decoder)
         self.opening_ids = np.asarray(opening, dtype=np.int64)
         pad_id = decoder.pad_token_id if decoder.pad_token_id is not None else decoder.eos_token_id
         self.assembler = Assembler(
@@ -132,7 +133,7 @@ class RefragTokenizer:
         encoder_tokenizer = AutoTokenizer.from_pretrained(encoder_path)
         decoder_tokenizer = AutoTokenizer.from_pretrained(resolve(decoder, weights=False).path)
         if settings.get("max_encoder_length") is None:
-            positions = _num_positions(AutoConfig.from_pretrained(encoder_path))
+            positions = num_positions(AutoConfig.from_pretrained(encoder_path))
             settings["max_encoder_length"] = min(positions, encoder_tokenizer.model_max_length)
         return cls(encoder_tokenizer, decoder_tokenizer, compression=compression, **settings)
 
@@ -248,7 +249,7 @@ class RefragTokenizer:
         )
         index = {text: number for number, text in enumerate(unique)}
         documents = self.pack(list(unique))
-        expanded = _expanded(
+        expanded = expansion_masks(
             [
                 [documents[index[s.text]].num_rows for s in text if s.document is not None]
                 for text in segments
@@ -397,44 +398,3 @@ class RefragTokenizer:
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} ({value!r}) must be one of {get_args(choices)}")
-
-
-def _expanded(num_rows: Sequence[Sequence[int]], expand: Expand) -> list[list[np.ndarray]]:
-    """For each text and document, which of its rows are expanded."""
-    if isinstance(expand, str):
-        if expand not in ("none", "all"):
-            raise ValueError(f"expand ({expand!r}) must be 'none', 'all' or lists of row indices")
-        return [[np.full(n, expand == "all") for n in counts] for counts in num_rows]
-    lists = list(expand)
-    if len(num_rows) == 1 and (not lists or not isinstance(lists[0], Sequence | np.ndarray)):
-        lists = [lists]  # type: ignore[list-item]
-    if len(lists) != len(num_rows):
-        raise ValueError(f"expand holds {len(lists)} lists for {len(num_rows)} texts")
-    masks = []
-    for number, (counts, chosen) in enumerate(zip(num_rows, lists, strict=True)):
-        rows = np.asarray(chosen, dtype=np.int64).reshape(-1)
-        wrong = rows[(rows < 0) | (rows >= sum(counts))]
-        if wrong.size:
-            raise ValueError(f"expand: text {number} has {sum(counts)} rows, no row {wrong[0]}")
-        mask = np.zeros(sum(counts), dtype=bool)
-        mask[rows] = True
-        masks.append(np.split(mask, np.cumsum(counts)[:-1]) if counts else [])
-    return masks
-
-
-def _special_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens that a tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(n for n in range(len(full)) if full[n : n + len(bare)] == bare)
-    return tuple(full[:start]), tuple(full[start + len(bare) :])
-
-
-def _num_positions(config: Any) -> int:
-    """Positions that an encoder has for tokens; RoBERTa's kin keep the first ones for padding."""
-    positions = getattr(config, "max_position_embeddings", None) or int(1e30)
-    if "roberta" in config.model_type or config.model_type == "camembert":
-        positions -= config.pad_token_id + 1
-    return positions

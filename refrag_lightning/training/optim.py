@@ -12,9 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def part_of(name: str) -> str:
-    """The part a parameter belongs to: `model.projector.linear.weight` -> `projector`."""
+    """The part a parameter belongs to: `model.projector.linear.weight` -> `projector`.
+
+    The query of attention pooling (`model.pool.query`) belongs to the projector.
+    """
     pieces = name.split(".")
-    return pieces[1] if pieces[0] == "model" and len(pieces) > 2 else pieces[0]
+    part = pieces[1] if pieces[0] == "model" and len(pieces) > 2 else pieces[0]
+    return "projector" if part == "pool" else part
 
 
 def parameter_groups(

@@ -103,8 +103,8 @@ def check_against_segments(tokenizer, name, prompts):
 
     It also equals the one-shot tokenization of the rendered text, but for two cases. A token of the
     one-shot tokenization straddles a segment's edge; or a segment ends in several white space
-    characters: GPT-2's `\\s+(?!\\S)` leaves the last of them to what follows, so " \\n" before a word
-    is " " and "\\n", and one token alone.
+    characters: GPT-2's `\\s+(?!\\S)` leaves the last of them to what follows, so " \\n" is
+    " " and "\\n" before a word, and one token alone.
 
     Returns:
         Shares of the prompts of the first case, of the second, and of the others.

@@ -1,4 +1,4 @@
-"""AlignmentModule: its losses against loops over spans and texts, what trains, and what comes out."""
+"""AlignmentModule: its losses against loops over spans, what trains, and what comes out."""
 
 import lightning
 import pytest
@@ -156,9 +156,7 @@ def test_what_trains_gets_gradients_and_nothing_else(options, parts):
     moving = {n: p for n, p in module.model.named_parameters() if p.grad is not None}
     assert {name.split(".")[0] for name in moving} == parts
     assert all(parameter.requires_grad for parameter in moving.values())
-    missing = [
-        n for n, p in module.model.named_parameters() if p.requires_grad and p.grad is None
-    ]
+    missing = [n for n, p in module.model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
 
 
@@ -199,12 +197,10 @@ def test_it_learns_and_the_folder_generates(tmp_path, capsys):
         mse_weight=10.0,
         lr=5e-3,
     )
-    data = AlignmentDataModule(
-        PydocSource(limit=20), max_tokens=32, batch_size=8, eval_pieces=16
-    )
-    before = lightning.Trainer(
-        logger=False, accelerator="cpu", enable_progress_bar=False
-    ).validate(module, data, verbose=False)[0]
+    data = AlignmentDataModule(PydocSource(limit=20), max_tokens=32, batch_size=8, eval_pieces=16)
+    before = lightning.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False).validate(
+        module, data, verbose=False
+    )[0]
     trainer = _fit(
         tmp_path, module, data, max_steps=60, val_check_interval=60, check_val_every_n_epoch=None
     )

@@ -4,6 +4,9 @@ import csv
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,15 +122,11 @@ def test_a_resume_from_anywhere_goes_on_bit_for_bit(tmp_path, data, trainer):
 
 
 def died_of(args):
-    """Runs `main(args)` in a forked process (quicker than a new one); the signal it died of."""
-    process = os.fork()
-    if process == 0:
-        signal.alarm(100)
-        try:
-            main(args)
-        finally:
-            os._exit(1)
-    return os.WTERMSIG(os.waitpid(process, 0)[1])
+    """Runs the command line in a process of its own; the signal it died of."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "refrag_lightning", *args]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return -subprocess.run(command, env=environment, timeout=100, check=False).returncode
 
 
 @pytest.mark.parametrize("class_name", ["ToyDataModule", "ToyStreamDataModule"])
