@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import subprocess
 import sys
 import time
@@ -88,10 +89,15 @@ def test_dev_takes_every_extra():
 
 
 def test_the_tests_and_the_run_install_what_they_need():
+    # Run by `make test`, this make would take over the other one's options and variables.
+    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "ARGS", "PYTHON")
+    environment = {key: value for key, value in os.environ.items() if key not in inherited}
+
     def commands(target: str) -> str:
         done = subprocess.run(
             ["make", "--always-make", "--dry-run", target, "ARGS=--some option"],
             cwd=ROOT,
+            env=environment,
             capture_output=True,
             text=True,
         )
