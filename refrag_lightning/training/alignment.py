@@ -10,6 +10,7 @@ REFRAG (arXiv 2509.01092) has neither and begins with reconstruction; the token-
 reader of the full text is that of xRAG (arXiv 2405.13792).
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -144,6 +145,7 @@ class AlignmentModule(RefragLightningModule):
         self._tokenizer: RefragTokenizer | None = None
         self._table_VD: Tensor | None = None
         self._first: dict[str, Tensor] | None = None
+        self._val_clock = 0.0
         # Every name is a child module, which puts the metrics on the right device.
         self.metrics = torch.nn.ModuleDict({name: AlignmentMetrics() for name in STUDENTS})
 
@@ -222,14 +224,20 @@ class AlignmentModule(RefragLightningModule):
         self.log_train({"loss": loss, **losses, **figures}, num_tokens=batch.num_tokens)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Starts the clock."""
+        self._val_clock = time.perf_counter()
+
     def validation_step(self, batch: AlignmentBatch, batch_idx: int) -> None:
         """Measures the student on held-out text."""
         self._measure(batch, ("student",))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/…`; its loss is the weighted one, of MSE and KLD."""
+        """Logs `val/…`; its loss is the weighted one."""
+        tokens = self._metric("student").tokens
         figures = self._figures("student")
-        figures["loss"] = torch.stack([self.weights[n] * figures[n] for n in ("mse", "kld")]).sum()
+        figures["loss"] = torch.stack([w * figures[name] for name, w in self.weights.items()]).sum()
+        figures["tokens_per_second"] = tokens / (time.perf_counter() - self._val_clock)
         self.log_dict({f"val/{name}": value for name, value in figures.items()})
         if self.global_step == 0:
             self._first = figures
@@ -327,8 +335,12 @@ class AlignmentModule(RefragLightningModule):
                 nearest_hits=hits,
                 num_one_token=count,
                 kld=self._kld(student_PV, teacher_PV),
+                ce=argmax_cross_entropy(student_PV, teacher_PV),
                 top1_hits=(student_PV.argmax(-1) == teacher_PV.argmax(-1)).sum(),
                 num_pairs=len(student_PV),
+                coverage=batch.coverage,
+                granularity=batch.granularity,
+                num_tokens=batch.num_tokens,
             )
 
     def _metric(self, name: str) -> AlignmentMetrics:

@@ -55,7 +55,10 @@ class AlignmentMetrics(Metric):
       beat, since frequent tokens lie far from the vocabulary's mean;
     - `nearest`: share of one-token spans whose vector lies nearest to the right embedding;
     - `kld`: nats a span;
-    - `top1`: share of spans after which student and teacher expect the same token.
+    - `ce`: nats a span, against the teacher's most likely token;
+    - `top1`: share of spans after which student and teacher expect the same token;
+    - `coverage`: share of the decoder tokens that lie in a span;
+    - `granularity`: share of the decoder tokens in spans of at most two tokens a side.
 
     What no span counted for is left out.
     """
@@ -69,8 +72,12 @@ class AlignmentMetrics(Metric):
     nearest: Tensor
     one_token: Tensor
     kld: Tensor
+    ce: Tensor
     top1: Tensor
     pairs: Tensor
+    coverage: Tensor
+    granularity: Tensor
+    tokens: Tensor
     _STATES = (
         "error",
         "mean_error",
@@ -80,8 +87,12 @@ class AlignmentMetrics(Metric):
         "nearest",
         "one_token",
         "kld",
+        "ce",
         "top1",
         "pairs",
+        "coverage",
+        "granularity",
+        "tokens",
     )
 
     def __init__(self, **kwargs: Any) -> None:
@@ -98,8 +109,12 @@ class AlignmentMetrics(Metric):
         nearest_hits: Tensor,
         num_one_token: Tensor,
         kld: Tensor,
+        ce: Tensor,
         top1_hits: Tensor,
         num_pairs: int,
+        coverage: float,
+        granularity: float,
+        num_tokens: int,
     ) -> None:
         """Adds a batch.
 
@@ -110,8 +125,12 @@ class AlignmentMetrics(Metric):
             nearest_hits: Number of one-token spans with the right nearest embedding.
             num_one_token: Number of one-token spans.
             kld: Mean KLD over the pairs, in nats.
+            ce: Mean cross-entropy over the pairs, in nats.
             top1_hits: Number of pairs whose most likely tokens agree.
             num_pairs: Spans that the decoder read.
+            coverage: Share of the decoder tokens in a span.
+            granularity: Share of them in spans of at most two tokens a side.
+            num_tokens: Decoder tokens.
         """
         # Not in place: after a validation the sums may be inference tensors.
         self.error = self.error + (student_PD - teacher_PD).square().mean(-1).sum().double()
@@ -122,8 +141,12 @@ class AlignmentMetrics(Metric):
         self.nearest = self.nearest + nearest_hits
         self.one_token = self.one_token + num_one_token
         self.kld = self.kld + kld.double() * num_pairs
+        self.ce = self.ce + ce.double() * num_pairs
         self.top1 = self.top1 + top1_hits
         self.pairs = self.pairs + num_pairs
+        self.coverage = self.coverage + coverage * num_tokens
+        self.granularity = self.granularity + granularity * num_tokens
+        self.tokens = self.tokens + num_tokens
 
     def compute(self) -> dict[str, Tensor]:
         """The figures by name, each a scalar."""
@@ -138,7 +161,11 @@ class AlignmentMetrics(Metric):
             figures["nearest"] = self.nearest / self.one_token
         if self.pairs > 0:
             figures["kld"] = self.kld / self.pairs
+            figures["ce"] = self.ce / self.pairs
             figures["top1"] = self.top1 / self.pairs
+        if self.tokens > 0:
+            figures["coverage"] = self.coverage / self.tokens
+            figures["granularity"] = self.granularity / self.tokens
         return {name: value.float() for name, value in figures.items()}
 
 

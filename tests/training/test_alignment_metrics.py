@@ -17,8 +17,12 @@ def _update(metric, student, teacher, mean, *, hits=0, one_token=0, kld=0.0, top
         nearest_hits=torch.tensor(hits),
         num_one_token=torch.tensor(one_token),
         kld=torch.tensor(kld),
+        ce=torch.tensor(2 * kld),
         top1_hits=torch.tensor(top1),
         num_pairs=pairs,
+        coverage=0.5 if pairs > 5 else 1.0,
+        granularity=0.25,
+        num_tokens=2 * pairs,
     )
 
 
@@ -34,6 +38,9 @@ def test_hand_worked_figures():
     assert figures["r2"] == pytest.approx(1 - 5 / 4)
     assert figures["nearest"] == 0.5
     assert figures["kld"] == 2.0
+    assert figures["ce"] == 4.0
+    assert figures["coverage"] == 1.0
+    assert figures["granularity"] == 0.25
     assert figures["top1"] == 0.5
 
 
@@ -44,8 +51,12 @@ def test_batches_of_any_size_count_by_their_spans():
     _update(whole, student, teacher, mean, hits=3, one_token=6, kld=1.3, top1=2, pairs=10)
     _update(parts, student[:7], teacher[:7], mean, hits=1, one_token=4, kld=1.0, top1=0, pairs=7)
     _update(parts, student[7:], teacher[7:], mean, hits=2, one_token=2, kld=2.0, top1=2, pairs=3)
-    for name, value in whole.compute().items():
-        torch.testing.assert_close(parts.compute()[name], value)
+    got, expected = parts.compute(), whole.compute()
+    assert got.pop("coverage").item() == pytest.approx((0.5 * 14 + 1.0 * 6) / 20)
+    assert expected.pop("coverage").item() == 0.5
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value)
 
 
 def test_the_mean_embedding_explains_nothing():
