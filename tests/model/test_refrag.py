@@ -69,6 +69,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def seconds(function):
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
 def test_encoding_many_rows_is_far_faster_than_one_call_a_row(based, one_thread):
     # With an encoder this small the calls cost more than the arithmetic. With a real one on a CPU
     # the arithmetic bounds the gain.
@@ -77,14 +83,13 @@ def test_encoding_many_rows_is_far_faster_than_one_call_a_row(based, one_thread)
     batch = make_batch([[5, -1]], rows)
     singles = [make_batch([[5, -1]], [row]) for row in rows[:128]]
     with torch.no_grad():
-        based.encode(batch)
-        start = time.process_time()
-        together = based.encode(batch)
-        middle = time.process_time()
         alone = torch.cat([based.encode(single) for single in singles])
-        end = time.process_time()
+        together = based.encode(batch)
+        # The quickest of three: other processes take the caches away.
+        one_call = min(seconds(lambda: based.encode(batch)) for _ in range(3))
+        calls = min(seconds(lambda: [based.encode(s) for s in singles]) for _ in range(3))
     assert torch.allclose(together[:128], alone, atol=1e-5)
-    ratio = (end - middle) * len(rows) / len(singles) / (middle - start)
+    ratio = calls * len(rows) / len(singles) / one_call
     assert ratio > 10, ratio
 
 
