@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -141,8 +140,8 @@ class AlignmentDataModule(ResumableDataModule):
         if self.num_workers:
             # The workers tokenize; forked after threads were used, they would warn and use one.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        source = self.sources["train"]
-        stream: Stream = IterableStream(lambda: source.texts("train"))
+        source, part = self._source("train")
+        stream: Stream = IterableStream(lambda: source.texts(part))
         stream = MappedStream(stream, self.aligner.examples)
         return ShuffledStream(stream, block_size=self.shuffle_block, seed=self.seed)
 
@@ -158,19 +157,19 @@ class AlignmentDataModule(ResumableDataModule):
         """Held-out pieces that validation does not see."""
         return self.eval_dataloader(self.examples("test"))  # type: ignore[arg-type]
 
-    def _texts(self, split: Split) -> Iterator[str]:
+    def _source(self, split: Split) -> tuple[TextSource, Split]:
+        """Where a split's text comes from, and which part of it: a source of its own is whole."""
         if split in self.sources:
-            # A source of its own is read whole.
-            source = self.sources[split]
-            return source.texts("train")
-        return self.sources["train"].texts(split)
+            return self.sources[split], "train"
+        return self.sources["train"], split
 
     def _write(self, split: Split, path: Path) -> None:
+        source, part = self._source(split)
         limit = None if split == "train" else self.eval_pieces
         texts = 0
         rows = 0
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as writer:
-            for text in self._texts(split):
+            for text in source.texts(part):
                 texts += 1
                 left = None if limit is None else limit - rows
                 if left == 0:
@@ -182,7 +181,7 @@ class AlignmentDataModule(ResumableDataModule):
                 writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
                 rows += len(examples)
         if not rows:
-            where = json.dumps(self.sources.get(split, self.sources["train"]).key())
+            where = json.dumps(source.key())
             raise NoSpansError(
                 f"not one span of the {texts} {split} texts of {where} is common to both tokenizers"
                 if texts
@@ -191,10 +190,11 @@ class AlignmentDataModule(ResumableDataModule):
 
     def _cache_key(self, split: Split) -> str:
         tokenizer = self.aligner.tokenizer
+        source, part = self._source(split)
         parts: dict[str, Any] = {
             "version": _CACHE_VERSION,
-            "source": self.sources.get(split, self.sources["train"]).key(),
-            "split": "train" if split in self.sources else split,
+            "source": source.key(),
+            "split": part,
             "limit": None if split == "train" else self.eval_pieces,
             "spans": self.spans,
             "max_tokens": self.max_tokens,
