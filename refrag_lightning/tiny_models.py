@@ -2,7 +2,9 @@
 
 Each has hidden size 64, two layers and a vocabulary of about 2000 tokens. The decoders differ in
 what real families differ in: chat template, control tokens, kind of tokenizer, scaling of the
-embeddings. Importing this module is cheap; torch and transformers load when a model is built.
+embeddings. The pair for biographies is twice as wide and knows their words: large enough to learn
+from nothing to answer questions on them. Importing this module is cheap; torch and transformers
+load when a model is built.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-NAMES = ("tiny/encoder", "tiny/encoder-cased", "tiny/decoder", "tiny/gemma", "tiny/llama3")
+NAMES = (
+    "tiny/encoder",
+    "tiny/encoder-cased",
+    "tiny/decoder",
+    "tiny/gemma",
+    "tiny/llama3",
+    "tiny/biography-encoder",
+    "tiny/biography-decoder",
+)
 
 _SEED = 20240
 _SIZES: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -52,6 +62,8 @@ def build(name: str, folder: Path) -> None:
         "tiny/decoder": (tiny_tokenizers.decoder, _decoder),
         "tiny/gemma": (tiny_tokenizers.gemma, _gemma),
         "tiny/llama3": (tiny_tokenizers.llama3, _llama3),
+        "tiny/biography-encoder": (tiny_tokenizers.biography_encoder, _biography_encoder),
+        "tiny/biography-decoder": (tiny_tokenizers.biography_decoder, _biography_decoder),
     }
     make_tokenizer, make_config = families[name]
     tokenizer = make_tokenizer()
@@ -79,7 +91,10 @@ def without_progress_bars() -> Iterator[None]:
 def fingerprint() -> str:
     """A short hash of what the files depend on: this recipe, the corpus and the libraries."""
     libraries = [f"{name}={version(name)}" for name in ("torch", "transformers", "tokenizers")]
-    recipe = [Path(__file__), Path(__file__).with_name("tiny_tokenizers.py")]
+    recipe = [
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("tiny_models", "tiny_tokenizers", "biographies")
+    ]
     parts = [*(path.read_text() for path in recipe), sys.version, *libraries]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -145,6 +160,39 @@ def _gemma(vocab_size: int) -> PretrainedConfig:
         pad_token_id=0,
         eos_token_id=[1, 5],
         bos_token_id=2,
+    )
+
+
+def _biography_encoder(vocab_size: int) -> PretrainedConfig:
+    from transformers import BertConfig
+
+    return BertConfig(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=384,
+        vocab_size=vocab_size,
+        max_position_embeddings=512,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def _biography_decoder(vocab_size: int) -> PretrainedConfig:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=384,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        vocab_size=vocab_size,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
     )
 
 

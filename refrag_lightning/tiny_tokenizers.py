@@ -1,7 +1,8 @@
-"""The tokenizers of the tiny models, trained on the Python language reference.
+"""The tokenizers of the tiny models.
 
-That text lies in every CPython (`pydoc_data.topics`, about 460 kB of English). The chat templates
-follow the formats that the families document.
+Most are trained on the Python language reference, which lies in every CPython (`pydoc_data.topics`,
+about 460 kB of English); two have the words of invented biographies. The chat templates follow the
+formats that the families document.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from refrag_lightning.biographies import Biographies
+
 _VOCAB_SIZE = 2000
 
 _CHATML = """\
@@ -36,6 +39,20 @@ _CHATML = """\
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}"""
+
+_SHORT_CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}"""
+
+# Words of chat templates and of instructions on documents, beside those of biographies.
+_INSTRUCTION_WORDS = (
+    "system user assistant Repeat Write Continue the text texts document documents above below "
+    "word for it exactly again Answer question Question only from What follows next in"
+)
 
 _GEMMA = """\
 {{- bos_token -}}
@@ -65,28 +82,35 @@ _LLAMA3 = """\
 
 def encoder() -> PreTrainedTokenizerFast:
     """Uncased WordPiece in the manner of BERT: accents are dropped."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     normalizer = normalizers.BertNormalizer(lowercase=True)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokens, _ = _train_bpe(pre_tokenizer, normalizer=normalizer, prefix="##")
-    vocabulary = _number([*special, *tokens])
-    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizer
+    tokens, _ = _train_bpe(pre_tokenizers.BertPreTokenizer(), normalizer=normalizer, prefix="##")
+    return _bert(tokens, normalizer)
+
+
+def biography_encoder() -> PreTrainedTokenizerFast:
+    """Uncased WordPiece with the words of the biographies of seed 0."""
+    words = [word.lower() for word in _biography_words()]
+    return _bert(words, normalizers.BertNormalizer(lowercase=True))
+
+
+def biography_decoder() -> PreTrainedTokenizerFast:
+    """WordPiece with the words of the biographies of seed 0, and ChatML.
+
+    A word is the same token wherever it stands, which spares a tiny model from learning that
+    "Paris" and " Paris" are one; but white space is lost, so a decoded text has single spaces.
+    """
+    special = ["<|endoftext|>", "<|unknown|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = _number([*dict.fromkeys([*special, *_biography_words()])])
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
     roles = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|unknown|>",
     }
-    return _wrap(tokenizer, special, roles, model_max_length=512)
+    return _wrap(tokenizer, special, roles, model_max_length=4096, template=_SHORT_CHATML)
 
 
 def encoder_cased() -> PreTrainedTokenizerFast:
@@ -175,6 +199,40 @@ def gemma() -> PreTrainedTokenizerFast:
         "unk_token": "<unk>",
     }
     return _wrap(tokenizer, special, roles, model_max_length=4096, template=_GEMMA)
+
+
+def _bert(tokens: list[str], normalizer: Any) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer with BERT's special tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = _number([*dict.fromkeys([*special, *tokens])])
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    roles = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    return _wrap(tokenizer, special, roles, model_max_length=512)
+
+
+def _biography_words() -> list[str]:
+    """The words of biographies and instructions, and every printable ASCII character.
+
+    The characters stand for themselves and, after `##`, inside a word that is not among them.
+    """
+    characters = [chr(code) for code in range(33, 127)]
+    words = [*Biographies(seed=0).words(), *_INSTRUCTION_WORDS.split()]
+    inside = [f"##{character}" for character in characters if character.isalnum()]
+    return [*words, *characters, *inside]
 
 
 def _byte_level(special: list[str]) -> Tokenizer:

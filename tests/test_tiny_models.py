@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from refrag_lightning import tiny_models
+from refrag_lightning.biographies import Biographies
 
-DECODERS = ["tiny/decoder", "tiny/gemma", "tiny/llama3"]
+DECODERS = ["tiny/decoder", "tiny/gemma", "tiny/llama3", "tiny/biography-decoder"]
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "One?"},
@@ -58,10 +60,13 @@ def test_sizes_and_initialisation(name, tiny_cache):
     kind = AutoModelForCausalLM if name in DECODERS else AutoModel
     model = kind.from_pretrained(tiny_cache[name])
     tokenizer = AutoTokenizer.from_pretrained(tiny_cache[name])
-    assert model.config.hidden_size == 64 and model.config.num_hidden_layers == 2
+    of_biographies = "biography" in name
+    assert model.config.hidden_size == (128 if of_biographies else 64)
+    assert model.config.num_hidden_layers == (4 if name == "tiny/biography-decoder" else 2)
     table_VD = model.get_input_embeddings().weight
     assert len(tokenizer) == len(table_VD) == model.config.vocab_size
-    assert 1900 < len(tokenizer) < 2300
+    low, high = (1100, 1400) if of_biographies else (1900, 2300)
+    assert low < len(tokenizer) < high
     assert table_VD.std().item() == pytest.approx(0.5, rel=0.02)
     matrices = [
         parameter
@@ -81,6 +86,8 @@ def test_architectures(tiny_cache):
         "tiny/decoder": "llama",
         "tiny/gemma": "gemma3_text",
         "tiny/llama3": "llama",
+        "tiny/biography-encoder": "bert",
+        "tiny/biography-decoder": "llama",
     }
     assert all(kinds[name].tie_word_embeddings for name in DECODERS)
 
@@ -119,6 +126,22 @@ def test_gemmas_tokenizer_gives_back_all_but_its_space_mark(text, tiny_cache):
     tokenizer = AutoTokenizer.from_pretrained(tiny_cache["tiny/gemma"])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
+
+
+def test_biographies_are_whole_words_to_their_tokenizers(tiny_cache):
+    world, rng = Biographies(seed=0), random.Random(0)
+    for name in ("tiny/biography-encoder", "tiny/biography-decoder"):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_cache[name])
+        for number in range(20):
+            people = world.group(number, 2)
+            texts = [world.text(person, rng) for person in people]
+            texts += [question.text for question in world.questions(people, rng)]
+            for text in texts:
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                tokens = tokenizer.convert_ids_to_tokens(ids)
+                words = re.findall(r"\w+|[^\w\s]", text)
+                assert tokens == [w.lower() if "encoder" in name else w for w in words]
+        assert tokenizer.decode(ids) == text or "encoder" in name
 
 
 def test_the_uncased_encoder_normalises(tiny_cache):
