@@ -35,11 +35,19 @@ def without_adapter(decoder: PreTrainedModel) -> Iterator[None]:
     if not getattr(decoder, "_hf_peft_config_loaded", False):
         yield
         return
+    # peft lets an adapter train when it enables it, whether it did before or not.
+    trained = {
+        parameter: parameter.requires_grad
+        for name, parameter in decoder.named_parameters()
+        if is_adapter_key(name)
+    }
     decoder.disable_adapters()
     try:
         yield
     finally:
         decoder.enable_adapters()
+        for parameter, trains in trained.items():
+            parameter.requires_grad_(trains)
 
 
 def is_adapter_key(name: str) -> bool:
@@ -100,6 +108,35 @@ def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
             f"({', '.join(wrong[:3])})"
         )
     set_peft_model_state_dict(decoder, state, adapter_name=ADAPTER)
+
+
+def merged_state_dict(decoder: PreTrainedModel) -> dict[str, Tensor]:
+    """The decoder's weights with its adapter added, by the names that it has without one.
+
+    The decoder itself stays as it is. Sums are made in float32 and rounded once.
+
+    Returns:
+        As `state_dict` of the decoder without an adapter. What the adapter changes is on the CPU;
+        the rest shares memory with the decoder.
+
+    Raises:
+        ValueError: If the adapter changes the word embeddings, to which a head may be tied.
+    """
+    state = {
+        base_key(name): tensor.detach()
+        for name, tensor in decoder.state_dict().items()
+        if not is_adapter_key(name)
+    }
+    for name, module in decoder.named_modules():
+        if ADAPTER in getattr(module, "lora_embedding_A", ()):
+            raise ValueError(f"an adapter on word embeddings ({name}) cannot be merged")
+        if ADAPTER in getattr(module, "lora_A", ()):
+            weight = state[f"{name}.weight"]
+            delta = module.get_delta_weight(ADAPTER)  # type: ignore[operator]
+            merged = (weight.float() + delta.detach().float()).to(weight.dtype)
+            # Off the device: beside the model there may be no room for a second one.
+            state[f"{name}.weight"] = merged.cpu()
+    return state
 
 
 def _adapter_of(decoder: PreTrainedModel) -> Any:

@@ -67,7 +67,7 @@ def load_base(
         options.update(_encoder_arguments(config))
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    with _quiet():
+    with quiet():
         model, info = loader.from_pretrained(
             source.path,
             config=config,
@@ -110,8 +110,8 @@ def _encoder_arguments(config: PretrainedConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers' loading report (the pooler left out is "unexpected") and its bars."""
+def quiet() -> Iterator[None]:
+    """Silences transformers' bars and reports (the pooler left out is "unexpected")."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

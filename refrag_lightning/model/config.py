@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
@@ -27,6 +28,10 @@ class RefragConfig(PretrainedConfig):
         decoder_name: Hub name or folder that the decoder's weights came from.
         decoder_revision: Hub commit, or `sha256:` digest of those weights.
         compression: Tokens a row (k in the paper).
+        rates: Every compression that the model runs at, `compression` among them; it alone by
+            default.
+        row_tokens: With `concat`, how many states stand side by side in a row's vector, with zeros
+            where a row is shorter; the largest rate by default.
         pooling: How a row's states become one vector a slot: `mean`, `cls`, `last`, `attention`
             (softmax with a learned query) or `concat`.
         context: What the encoder sees around a row: `row` (the row alone) or `document`.
@@ -60,6 +65,8 @@ class RefragConfig(PretrainedConfig):
     decoder_name: str | None = None
     decoder_revision: str | None = None
     compression: int = 8
+    rates: list[int] | None = None
+    row_tokens: int | None = None
     pooling: str = "mean"
     context: str = "row"
     chunk_by: str = "encoder"
@@ -81,6 +88,9 @@ class RefragConfig(PretrainedConfig):
         self.trained = [part for part in PARTS if part in trained]
         if self.lora is not None:
             self.lora = complete_lora(self.lora)
+        self.rates = sorted({self.compression} if self.rates is None else set(self.rates))
+        if self.pooling == "concat":
+            self.row_tokens = self.row_tokens or self.rates[-1]
         self._check()
         parts = [part for part in (self.encoder_config, self.decoder_config) if part is not None]
         chosen = [part._attn_implementation for part in parts]
@@ -102,6 +112,22 @@ class RefragConfig(PretrainedConfig):
                 raise ValueError(f"{name} ({value!r}) must be one of {', '.join(allowed)}")
         if self.compression < 1:
             raise ValueError(f"compression ({self.compression}) must be at least 1")
+        assert self.rates is not None
+        if self.compression not in self.rates:
+            raise ValueError(
+                f"compression ({self.compression}) must be one of rates ({self.rates})"
+            )
+        if self.rates[0] < 1:
+            raise ValueError(f"compression ({self.rates[0]}) must be at least 1")
+        if self.num_slots > 1 and len(self.rates) > 1:
+            raise ValueError(
+                f"num_slots ({self.num_slots}) must be 1 with several rates ({self.rates})"
+            )
+        if self.pooling == "concat" and (self.row_tokens or 0) < self.rates[-1]:
+            raise ValueError(
+                f"pooling ('concat') has room for {self.row_tokens} tokens a row, so it does not "
+                f"run at the rate {self.rates[-1]}"
+            )
         if not 1 <= self.num_slots <= self.compression:
             raise ValueError(
                 f"num_slots ({self.num_slots}) must be between 1 and compression "
@@ -132,9 +158,30 @@ class RefragConfig(PretrainedConfig):
 
     @property
     def row_size(self) -> int:
-        """E_row, the width of one pooled vector: E, or compression * E for `concat`."""
-        factor = self.compression if self.pooling == "concat" else 1
+        """E_row, the width of one pooled vector: E, or row_tokens * E for `concat`."""
+        factor = self.row_tokens if self.pooling == "concat" else 1
+        assert factor is not None
         return factor * self.encoder_hidden_size
+
+    def set_rates(self, rates: Iterable[int], compression: int | None = None) -> None:
+        """Sets the rates; see `RefragModel.set_rates`."""
+        given = list(rates)
+        if not given:
+            raise ValueError("rates is empty: a model runs at one rate at least")
+        before = self.rates, self.compression
+        self.rates = sorted(set(given))
+        self.compression = given[0] if compression is None else compression
+        try:
+            self._check()
+        except ValueError:
+            self.rates, self.compression = before
+            raise
+
+    @property
+    def largest_row(self) -> int:
+        """Most tokens that pooling tells apart in a row."""
+        assert self.rates is not None
+        return self.row_tokens or self.rates[-1]
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The decoder's text configuration: what vocabulary-minded code asks for."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import cast
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,12 @@ def embedding_rms(decoder: PreTrainedModel) -> float:
 
 def takes_position_ids(decoder: PreTrainedModel) -> bool:
     """Whether the decoder reads `position_ids` (one with ALiBi does not)."""
-    return "position_ids" in inspect.signature(decoder.forward).parameters
+    return "position_ids" in _forward_parameters(type(decoder))  # type: ignore[arg-type]
+
+
+@lru_cache
+def _forward_parameters(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def apply_head(decoder: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Pooling(nn.Module):
             `attention` (softmax over the segment with a learned query; starts out as the mean) or
             `concat` (the row's states one after another, zeros where the row is short).
         hidden_size: E.
-        compression: Tokens a row.
+        compression: Tokens a row, the largest of several rates.
         num_slots: m.
     """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,19 @@ class BaseMismatchError(ValueError):
 class FolderMethods(TrainableParts):
     """The methods of `RefragModel` that load and save."""
 
+    config: RefragConfig
+    encoder: Any
+
+    @property
+    def record(self) -> RefragConfig:
+        """The configuration says what differs from the bases."""
+        return self.config
+
+    @property
+    def base_models(self) -> tuple[Any, ...]:
+        """The encoder and the decoder."""
+        return self.encoder, self.decoder
+
     @classmethod
     def from_encoder_decoder(
         cls,
@@ -56,6 +70,7 @@ class FolderMethods(TrainableParts):
         decoder: str,
         *,
         compression: int,
+        rates: Sequence[int] | None = None,
         pooling: str = "mean",
         context: str = "row",
         chunk_by: str = "encoder",
@@ -77,6 +92,7 @@ class FolderMethods(TrainableParts):
             encoder: Hub name or folder of an encoder.
             decoder: Hub name or folder of a causal language model.
             compression: Tokens a row.
+            rates: Every compression that it shall run at; `compression` alone if None.
             pooling: See `RefragConfig`.
             context: See `RefragConfig`.
             chunk_by: See `RefragConfig`.
@@ -100,6 +116,7 @@ class FolderMethods(TrainableParts):
         # Fails on a bad value before anything is loaded.
         shape: dict[str, Any] = {
             "compression": compression,
+            "rates": None if rates is None else list(rates),
             "pooling": pooling,
             "context": context,
             "chunk_by": chunk_by,

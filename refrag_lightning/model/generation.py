@@ -13,12 +13,12 @@ ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit
 
 
 class Generation(nn.Module):
-    """The method of `RefragModel` that generates."""
+    """The methods of `RefragModel` and `PlainModel` that generate."""
 
     decoder: Any
 
     def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Builds the decoder's input; `RefragModel` does."""
+        """Builds the decoder's input; each model has its own."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -78,15 +78,19 @@ class Generation(nn.Module):
         }
         if row_states is not None:
             batch["row_states"] = row_states
+        if segment_ids is not None:
+            raise ValueError("a packed batch cannot be continued; generate from texts on their own")
+        return self.continued(batch, options)
+
+    def continued(self, batch: Mapping[str, Tensor], options: dict[str, Any]) -> Any:
+        """Continues the texts of a batch; `generate` of the models ends here."""
         config = options.get("generation_config") or self.decoder.generation_config
         for name in ASSISTED:
             if options.get(name) is not None or getattr(config, name, None) is not None:
                 raise ValueError(
-                    f"{name} needs a prompt of token ids, and a REFRAG prompt holds vectors; "
+                    f"{name} needs a prompt of token ids, and the prompt is given as vectors; "
                     "leave assisted decoding off"
                 )
-        if segment_ids is not None:
-            raise ValueError("a packed batch cannot be continued; generate from texts on their own")
         if "pad_token_id" not in options and config.pad_token_id is None:
             end = options.get("eos_token_id", config.eos_token_id)
             options["pad_token_id"] = end[0] if isinstance(end, (list, tuple)) else end

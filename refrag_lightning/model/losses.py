@@ -1,6 +1,8 @@
 """Losses and measures on tensors, computed in float32, each with its reduction stated.
 
 Shapes: N and M tokens or vectors in all, P spans or pairs, V vocabulary, D hidden.
+
+`target_losses` (in `target_losses.py`) is the one for token targets of whole texts.
 """
 
 from __future__ import annotations
@@ -10,6 +12,20 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from refrag_lightning.model.target_losses import TargetLosses, target_losses
+
+__all__ = [
+    "TargetLosses",
+    "argmax_cross_entropy",
+    "explained_variance",
+    "nearest_embedding",
+    "next_token_loss",
+    "segment_mean",
+    "span_kld",
+    "span_mse",
+    "target_losses",
+]
 
 
 def segment_mean(x_ND: Tensor, ids_N: Tensor, num_segments: int) -> Tensor:

@@ -10,8 +10,7 @@ tokens, C rows, E encoder hidden, D decoder hidden, V vocabulary, m slots a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +19,12 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from refrag_lightning.model.base import build_decoder, build_encoder
 from refrag_lightning.model.config import RefragConfig
-from refrag_lightning.model.decoder import (
-    apply_head,
-    embedding_slices,
-    takes_position_ids,
-    vocabulary_size,
-    word_embeddings,
-)
+from refrag_lightning.model.decoder import embedding_slices, vocabulary_size, word_embeddings
 from refrag_lightning.model.encoder import Pooling, run_encoder
 from refrag_lightning.model.folder import FolderMethods
 from refrag_lightning.model.generation import Generation
-from refrag_lightning.model.losses import next_token_loss
 from refrag_lightning.model.projector import Projector
+from refrag_lightning.model.reading import DecoderReading
 from refrag_lightning.model.trainable import requires_gradients
 
 BATCH_KEYS = (
@@ -46,7 +39,7 @@ BATCH_KEYS = (
 )
 
 
-class RefragModel(FolderMethods, Generation, PreTrainedModel):  # type: ignore[misc]
+class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  # type: ignore[misc]
     """An encoder, a projector and a decoder, called with the tensors of a `RefragBatch`.
 
     Building it loads nothing: parts that are not given get random weights from the configuration.
@@ -85,7 +78,7 @@ class RefragModel(FolderMethods, Generation, PreTrainedModel):  # type: ignore[m
         self.pool = Pooling(
             kind=config.pooling,
             hidden_size=config.encoder_hidden_size,
-            compression=config.compression,
+            compression=config.largest_row,
             num_slots=config.num_slots,
         )
         self.projector = Projector(
@@ -96,7 +89,6 @@ class RefragModel(FolderMethods, Generation, PreTrainedModel):  # type: ignore[m
         )
         # Tokens that go through the encoder at once on a CPU; see `run_encoder`.
         self.encoder_max_tokens = 2048
-        self._takes_position_ids = takes_position_ids(self.decoder)
         self._mean_embedding: Tensor | None = None
         self.post_init()
 
@@ -115,6 +107,20 @@ class RefragModel(FolderMethods, Generation, PreTrainedModel):  # type: ignore[m
     def get_output_embeddings(self) -> nn.Module:
         """The decoder's output layer."""
         return self.decoder.get_output_embeddings()
+
+    def set_rates(self, rates: Iterable[int], compression: int | None = None) -> None:
+        """Sets the compressions that the model runs at; nothing that it learnt changes.
+
+        Args:
+            rates: The rates.
+            compression: The one to take where none is named; the first of the rates if None.
+
+        Raises:
+            ValueError: A rate below 1; several rates with several slots a row; or, with pooling
+                `concat`, a rate above the largest that the model was built with.
+        """
+        self.config.set_rates(rates, compression)
+        self.pool.compression = self.config.largest_row
 
     # ---- from a batch to the decoder's input -------------------------------------------------
 
@@ -196,20 +202,6 @@ class RefragModel(FolderMethods, Generation, PreTrainedModel):  # type: ignore[m
 
     # ---- the decoder -------------------------------------------------------------------------
 
-    def hidden(self, batch: Mapping[str, Tensor], *, inputs_embeds: Tensor | None = None) -> Tensor:
-        """The decoder's final states (B, S, D), which `head` turns into logits.
-
-        Args:
-            batch: A whole batch, or its decoder side alone where `inputs_embeds` is given.
-            inputs_embeds: What `embed` gave for the batch, so that it is not called again.
-        """
-        inputs = self._decoder_inputs(batch, inputs_embeds)
-        return self.decoder.base_model(**inputs).last_hidden_state
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) in float32 of final states (..., D): the decoder's own head."""
-        return apply_head(self.decoder, hidden)
-
     def forward(
         self,
         input_ids: Tensor,
@@ -249,45 +241,10 @@ class RefragModel(FolderMethods, Generation, PreTrainedModel):  # type: ignore[m
         Raises:
             ValueError: `logits_to_keep` with labels.
         """
-        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-            raise ValueError("logits_to_keep leaves out logits that the loss on labels needs")
         arguments = dict(locals())
         batch = {
             key: arguments[key]
             for key in (*BATCH_KEYS, "row_states", "segment_ids")
             if arguments[key] is not None
         }
-        options: dict[str, Any] = {}
-        if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-            options["logits_to_keep"] = logits_to_keep
-        logits = self.decoder(**self._decoder_inputs(batch), **options).logits
-        loss = None if labels is None else next_token_loss(logits, labels)
-        return CausalLMOutput(loss=loss, logits=logits)
-
-    def _decoder_inputs(
-        self, batch: Mapping[str, Tensor], inputs_embeds: Tensor | None = None
-    ) -> dict[str, Any]:
-        mask, position_ids = batch["attention_mask"], batch["position_ids"]
-        embeds = self.embed(batch) if inputs_embeds is None else inputs_embeds
-        inputs: dict[str, Any] = {"inputs_embeds": embeds, "use_cache": False}
-        if "segment_ids" in batch:
-            # transformers tells packed texts apart by positions that start anew, and only without
-            # a 2-D mask. Padding positions all get 0: each is a segment of its own, so that no
-            # text sees them.
-            self._check_packing(mask)
-            inputs["position_ids"] = torch.where(mask.bool(), position_ids, 0)
-            return inputs
-        inputs["attention_mask"] = mask
-        if self._takes_position_ids:
-            inputs["position_ids"] = position_ids
-        return inputs
-
-    def _check_packing(self, mask: Tensor) -> None:
-        name = type(self.decoder).__name__
-        if not self._takes_position_ids:
-            raise ValueError(f"{name} takes no position_ids, so its texts cannot be packed")
-        if "flash" in (self.decoder.config._attn_implementation or "") and mask.shape[0] > 1:
-            raise ValueError(
-                f"flash attention tells packed texts apart in a batch of 1 only, not of "
-                f"{mask.shape[0]}; use attn_implementation='sdpa'"
-            )
+        return self.read(batch, labels=labels, logits_to_keep=logits_to_keep)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from refrag_lightning.model.adapter import add_adapter, base_key, is_adapter_key
-from refrag_lightning.model.config import PARTS, RefragConfig, complete_lora
+from refrag_lightning.model.config import PARTS, complete_lora
 
 # The pooling's learned query trains and is saved with the projector.
 PREFIXES: dict[str, tuple[str, ...]] = {
@@ -27,12 +27,29 @@ def part_of(name: str) -> str:
     raise ValueError(f"{name!r} belongs to no part of the model")
 
 
-class TrainableParts(nn.Module):
-    """The methods of `RefragModel` that say what trains."""
+class TrainingRecord(Protocol):
+    """What is known of how a model differs from its bases; `RefragConfig` is one."""
 
-    config: RefragConfig
-    encoder: Any
+    trained: list[str] | None
+    train_word_embeddings: bool
+    lora: dict[str, Any] | None
+
+
+class TrainableParts(nn.Module):
+    """The methods of `RefragModel` and `PlainModel` that say what trains."""
+
+    part_names: ClassVar[tuple[str, ...]] = PARTS
     decoder: Any
+
+    @property
+    def record(self) -> TrainingRecord:
+        """Where it is written what differs from the bases."""
+        raise NotImplementedError
+
+    @property
+    def base_models(self) -> tuple[Any, ...]:
+        """The models of transformers within."""
+        raise NotImplementedError
 
     def set_trainable(
         self,
@@ -46,7 +63,7 @@ class TrainableParts(nn.Module):
         Parts that trained earlier still count as different from their bases, and are saved.
 
         Args:
-            parts: Any of `projector`, `encoder`, `decoder`.
+            parts: Any of `projector`, `encoder`, `decoder` that the model has.
             lora: Adds an adapter to the decoder: any of `r`, `alpha`, `dropout`,
                 `target_modules`. Once the decoder has one, `decoder` trains the adapter alone.
             train_word_embeddings: Whether the word embeddings of the parts (and a head tied to
@@ -56,13 +73,13 @@ class TrainableParts(nn.Module):
             ValueError: An unknown part, or an adapter that does not fit.
         """
         parts = list(parts)
-        config = self.config
-        if unknown := sorted(set(parts).difference(PARTS)):
-            raise ValueError(f"parts ({unknown}) must be among {list(PARTS)}")
+        record = self.record
+        if unknown := sorted(set(parts).difference(self.part_names)):
+            raise ValueError(f"parts ({unknown}) must be among {list(self.part_names)}")
         if lora is not None:
             self._add_adapter(parts, complete_lora(lora))
 
-        adapter_only = config.lora is not None
+        adapter_only = record.lora is not None
         frozen = set() if train_word_embeddings else _word_embeddings(self)
         for name, parameter in self.named_parameters():
             part = part_of(name)
@@ -75,20 +92,20 @@ class TrainableParts(nn.Module):
             parameter.requires_grad_(trains)
 
         changed = {part for part in parts if not (part == "decoder" and adapter_only)}
-        config.trained = [part for part in PARTS if part in changed.union(config.trained or ())]
+        record.trained = [part for part in PARTS if part in changed.union(record.trained or ())]
         if train_word_embeddings and changed.difference({"projector"}):
-            config.train_word_embeddings = True
+            record.train_word_embeddings = True
         self.train(self.training)
 
     def _add_adapter(self, parts: list[str], lora: dict[str, Any]) -> None:
         if "decoder" not in parts:
             raise ValueError(f"lora was given, but parts ({parts}) leave out the decoder")
-        if self.config.lora is None:
+        if self.record.lora is None:
             add_adapter(self.decoder, lora)
-            self.config.lora = lora
-        elif self.config.lora != lora:
+            self.record.lora = lora
+        elif self.record.lora != lora:
             raise ValueError(
-                f"the decoder has an adapter ({self.config.lora}) other than the one asked for "
+                f"the decoder has an adapter ({self.record.lora}) other than the one asked for "
                 f"({lora})"
             )
 
@@ -118,7 +135,7 @@ class TrainableParts(nn.Module):
     def train(self, mode: bool = True) -> TrainableParts:
         """Sets training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
-        for part in (self.encoder, self.decoder):
+        for part in self.base_models:
             if mode and not requires_gradients(part):
                 part.eval()
                 for module in part.modules():
@@ -189,7 +206,7 @@ def saved_tensors(model: TrainableParts, *, full: bool) -> dict[str, Tensor]:
     Each tensor stands once (a tied head is left out), under the name that it has without an
     adapter; the adapter's own are not among them.
     """
-    config = model.config
+    config = model.record
     frozen = set() if config.train_word_embeddings or full else _word_embeddings(model)
     tensors: dict[str, Tensor] = {}
     for name, tensor in [*model.named_parameters(), *_persistent_buffers(model)]:
@@ -208,7 +225,7 @@ def _word_embeddings(model: TrainableParts) -> set[int]:
     """Identities of both models' word embeddings; a head tied to them has the same."""
     return {
         id(parameter)
-        for part in (model.encoder, model.decoder)
+        for part in model.base_models
         for parameter in part.get_input_embeddings().parameters()
     }
 

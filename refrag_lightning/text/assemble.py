@@ -1,6 +1,7 @@
 """Assembling: token ids and packed documents of several texts to one `RefragBatch`.
 
-Everything is index arithmetic on NumPy arrays; the only Python loops are over texts and documents.
+Everything is index arithmetic on NumPy arrays; the only Python loops are over texts and their
+pieces.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 
 from refrag_lightning.text.batch import ROW_STATES, RefragBatch, TextTrace
+from refrag_lightning.text.lines import PaddingSide, Positions, lay_out
 from refrag_lightning.text.packing import PackedDocument, cut_windows
 
 Context = Literal["row", "document"]
-PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,19 @@ class DocumentPiece:
     decoder_rows: np.ndarray
 
 
-Piece = np.ndarray | DocumentPiece
-"""A stretch of a text: decoder token ids, or a document."""
+@dataclass(frozen=True)
+class TrainedPiece:
+    """A stretch of a text that the decoder is trained to write.
+
+    Attributes:
+        ids: (N,) its decoder token ids, which are its labels too.
+    """
+
+    ids: np.ndarray
+
+
+Piece = np.ndarray | TrainedPiece | DocumentPiece
+"""A stretch of a text: decoder token ids, the same to be learnt, or a document."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,9 @@ class Assembler:
         padding_side: PaddingSide,
         row_states: torch.Tensor | None = None,
         row_states_mask: torch.Tensor | None = None,
+        line_length: int | None = None,
     ) -> RefragBatch:
-        """Builds a batch.
+        """Builds a batch; it has labels where a text has a trained piece.
 
         Args:
             texts: The pieces of each text.
@@ -83,36 +96,44 @@ class Assembler:
             padding_side: Where shorter texts are padded.
             row_states: (C, m, E) states given from outside.
             row_states_mask: (C,) which rows they are given for; all by default.
+            line_length: Packs the texts into lines of at most so many positions.
 
         Raises:
-            ValueError: If `row_states` or its mask does not have C rows.
+            ValueError: If `row_states` or its mask does not have C rows, or a text is longer than
+                a line.
         """
         rows = _Rows(documents, share=self.context == "row")
         mask = _states_mask(row_states, row_states_mask, rows.num_unique)
         num_slots_of_row = self.slots_of_rows(rows.sizes)
 
         wanted = np.zeros(rows.num_unique, dtype=bool)
-        sequences = []
+        sequences: list[Positions] = []
         traces = []
         for pieces in texts:
-            ids, slots = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+            sequence = Positions()
             placed: list[DocumentPiece] = []
             for piece in pieces:
                 if isinstance(piece, np.ndarray):
-                    ids.append(piece)
-                    slots.append(np.full(len(piece), -1))
+                    sequence.add(piece)
+                    continue
+                if isinstance(piece, TrainedPiece):
+                    sequence.add(piece.ids, labels=piece.ids)
                     continue
                 placed.append(piece)
                 unique = rows.unique[rows.of_document(piece.index)]
                 wanted[unique[~piece.expanded]] = True
                 counts = num_slots_of_row[rows.of_document(piece.index)] * ~piece.expanded
-                piece_ids, piece_slots = self._interleave(piece, unique, counts)
-                ids.append(piece_ids)
-                slots.append(piece_slots)
-            sequences.append((np.concatenate(ids), np.concatenate(slots)))
+                ids, slots = self._interleave(piece, unique, counts)
+                sequence.add(ids, slots=slots)
+            sequences.append(sequence)
             traces.append(_trace(placed, rows, documents))
 
-        data = self._pad(sequences, padding_side)
+        data = lay_out(
+            sequences,
+            padding_side=padding_side,
+            padding_id=self.decoder_pad_id,
+            line_length=line_length,
+        )
         data.update(self._encoder_tensors(rows, documents, wanted & ~mask.numpy()))
         data["row_states_mask"] = mask
         if row_states is not None:
@@ -142,27 +163,6 @@ class Assembler:
         ids = np.concatenate([np.full(len(slots), self.decoder_pad_id), tokens])
         slots = np.concatenate([slots, np.full(len(tokens), -1)])
         return ids[order], slots[order]
-
-    def _pad(
-        self, sequences: list[tuple[np.ndarray, np.ndarray]], padding_side: PaddingSide
-    ) -> dict[str, torch.Tensor]:
-        lengths = np.asarray([len(ids) for ids, _ in sequences], dtype=np.int64)
-        num_positions = int(lengths.max(initial=0))
-        places_BS = np.broadcast_to(np.arange(num_positions), (len(sequences), num_positions))
-        if padding_side == "left":
-            places_BS = places_BS - (num_positions - lengths)[:, None]
-        real_BS = (places_BS >= 0) & (places_BS < lengths[:, None])
-        input_ids_BS = np.full(real_BS.shape, self.decoder_pad_id, dtype=np.int64)
-        slot_ids_BS = np.full(real_BS.shape, -1, dtype=np.int64)
-        if sequences:
-            input_ids_BS[real_BS] = np.concatenate([ids for ids, _ in sequences])
-            slot_ids_BS[real_BS] = np.concatenate([slots for _, slots in sequences])
-        return {
-            "input_ids": torch.from_numpy(input_ids_BS),
-            "attention_mask": torch.from_numpy(real_BS.astype(np.int64)),
-            "position_ids": torch.from_numpy(np.where(real_BS, places_BS, 0)),
-            "slot_ids": torch.from_numpy(slot_ids_BS),
-        }
 
     def _encoder_tensors(
         self, rows: _Rows, documents: Sequence[PackedDocument], wanted: np.ndarray

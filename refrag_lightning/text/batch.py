@@ -10,13 +10,16 @@ m slots a row.
 | `attention_mask` | (B, S) | 1 at real positions (tokens and slots), 0 at padding |
 | `position_ids` | (B, S) | 0 at the first real position of a text or packed segment |
 | `slot_ids` | (B, S) | which of the C * m projected vectors stands here (row * m + j), or -1 |
-| `labels` | (B, S) | optional; -100 where no loss is taken |
-| `segment_ids` | (B, S) | only where texts are packed: which one, or -1 at padding |
+| `labels` | (B, S) | optional; a token's label stands at its own position, -100 elsewhere |
+| `segment_ids` | (B, S) | only where texts are packed: which text, or -1 at padding |
 | `encoder_input_ids` | (R, T) | encoder tokens with the encoder's special tokens |
 | `encoder_attention_mask` | (R, T) | 1 at real encoder tokens |
 | `encoder_row_ids` | (R, T) | the row that a token pools into, or -1 (special tokens, padding) |
 | `row_states_mask` | (C,) | True where `row_states` holds a row's states; its length is C |
 | `row_states` | (C, m, E) | optional; states given from outside, before the projector |
+
+Where texts are packed, B counts lines that hold several texts each, in any order; `segment_ids`
+say which. A text's first token has no label, since nothing stands before it that could predict it.
 """
 
 from __future__ import annotations
@@ -117,7 +120,7 @@ class RefragBatch(UserDict):
         compression: Encoder (or decoder) tokens a row, as the batch was packed.
         num_rows: C, the number of distinct rows in the batch.
         num_slots: m, the vectors a row.
-        trace: For each text, its rows in order; the list index is what `expand` takes.
+        trace: For each text (not line), its rows in order; the list index is what `expand` takes.
     """
 
     def __init__(

@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 
 from refrag_lightning.text.plain import Encoded
+from refrag_lightning.text.sentences import sentence_ends
 
-ChunkBy = Literal["encoder", "decoder"]
+ChunkBy = Literal["encoder", "decoder", "sentence"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def pack(
     decoder: Encoded | None = None,
     unknown_id: int | None = None,
     max_row_tokens: int | None = None,
+    max_sentence: int = 2,
 ) -> PackedDocument:
-    """Cuts a document into rows of `compression` tokens.
+    """Cuts a document into rows of `compression` tokens, or of one sentence.
 
     A document that is not empty, but of which the encoder reads no token, is one empty row.
 
@@ -65,10 +67,13 @@ def pack(
         compression: Tokens a row; the last row may be shorter.
         chunk_by: Whose tokens are counted. With `decoder`, a row that no encoder token ends in
             joins the next one (at the end of the document the one before), and a row of more than
-            `max_row_tokens` encoder tokens is split.
+            `max_row_tokens` encoder tokens is split. With `sentence`, a row is one sentence; one of
+            more than `max_sentence` * compression encoder tokens is split into parts as equal as
+            can be, and one without a token joins its neighbour likewise.
         decoder: The document's decoder tokens; needed with `chunk_by="decoder"`.
         unknown_id: The encoder's unknown token, for counting lost characters.
         max_row_tokens: Most encoder tokens that a row may have.
+        max_sentence: The multiple of `compression` that a sentence may be long.
 
     Raises:
         ValueError: If `compression` is less than 1.
@@ -81,14 +86,27 @@ def pack(
         bounds = _bounds(text, encoder.ends, compression)
         token_rows = np.arange(len(encoder.ids)) // compression
     else:
-        assert decoder is not None
-        counted = _bounds(text, decoder.ends, compression)
+        if chunk_by == "sentence":
+            counted = np.concatenate([[0], sentence_ends(text)])
+            longest = max_sentence * compression
+            max_row_tokens = longest if max_row_tokens is None else min(longest, max_row_tokens)
+        else:
+            assert decoder is not None
+            counted = _bounds(text, decoder.ends, compression)
         filled, token_rows = np.unique(rows_of_tokens(counted, encoder.ends), return_inverse=True)
         bounds = np.concatenate([[0], counted[filled[:-1] + 1], [len(text)]])
         if max_row_tokens is not None:
-            bounds, token_rows = _split_long_rows(bounds, token_rows, encoder.ends, max_row_tokens)
+            parts = _parts(token_rows, max_row_tokens, equal=chunk_by == "sentence")
+            bounds, token_rows = _split_rows(bounds, token_rows, encoder.ends, parts)
     lost = _lost(text, encoder, bounds, unknown_id)
     return PackedDocument(encoder.ids, token_rows, bounds, lost)
+
+
+def as_text_only(text: str) -> PackedDocument:
+    """A document as one row without encoder tokens, where no encoder is there to read it."""
+    none = np.zeros(0, dtype=np.int64)
+    bounds = np.unique([0, len(text)])
+    return PackedDocument(none, none, bounds, np.zeros(len(bounds) - 1, dtype=np.int64))
 
 
 def rows_of_tokens(bounds: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -128,11 +146,22 @@ def _bounds(text: str, ends: np.ndarray, compression: int) -> np.ndarray:
     return np.concatenate([[0], inner, [len(text)]])
 
 
-def _split_long_rows(
-    bounds: np.ndarray, token_rows: np.ndarray, ends: np.ndarray, max_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _parts(token_rows: np.ndarray, max_tokens: int, *, equal: bool) -> np.ndarray:
+    """Cuts rows of more than `max_tokens` tokens: each token's part of its row, (N,).
+
+    The parts are as long as they may be and a rest, or as few but as equal as can be.
+    """
     first_tokens = np.searchsorted(token_rows, token_rows, side="left")
-    parts = (np.arange(len(token_rows)) - first_tokens) // max_tokens
+    rank = np.arange(len(token_rows)) - first_tokens
+    if not equal:
+        return rank // max_tokens
+    sizes = np.bincount(token_rows)[token_rows]
+    return rank * -(-sizes // max_tokens) // sizes
+
+
+def _split_rows(
+    bounds: np.ndarray, token_rows: np.ndarray, ends: np.ndarray, parts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     split = np.unique(np.stack([token_rows, parts]), axis=1, return_inverse=True)[1].reshape(-1)
     last_tokens = np.flatnonzero(np.diff(split, append=split[-1] + 1))
     row_ends = bounds[1:][token_rows[last_tokens]]

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,9 @@ class PlainTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._control = control
-        self._forbidden = np.zeros(0, dtype=np.int64) if control else _control_ids(tokenizer)
+        self._forbidden = np.asarray(
+            [] if control else sorted(control_tokens(tokenizer)), dtype=np.int64
+        )
         self.unknown_id = tokenizer.unk_token_id
         self._backend: Tokenizer | None = None
         if tokenizer.is_fast:
@@ -151,16 +153,22 @@ def _from_offsets(ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
     return Encoded(np.asarray(ids, dtype=np.int64), starts, ends)
 
 
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Ids that a text may never yield: special tokens, and added ones that the template speaks."""
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
+    """The control tokens, by id: special tokens, and added ones that the chat template speaks.
+
+    A text may never yield one. The unknown token is none of them.
+    """
     template = str(tokenizer.chat_template or "")
-    ids = set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids)
+    tokens = {}
     for index, token in tokenizer.added_tokens_decoder.items():
         spoken = any(map(str.isalnum, token.content)) and token.content in template
-        if token.special or spoken:
-            ids.add(index)
-    ids.discard(tokenizer.unk_token_id)
-    return np.asarray(sorted(ids), dtype=np.int64)
+        if token.special or spoken or index in special:
+            tokens[index] = token
+    for index in special.difference(tokens):
+        tokens[index] = AddedToken(str(tokenizer.convert_ids_to_tokens(index)), special=True)
+    tokens.pop(tokenizer.unk_token_id, None)
+    return tokens
 
 
 def _without_leading_space(component: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from refrag_lightning.text.documents import Document, Part, parse
+from refrag_lightning.text.plain import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,15 +39,33 @@ class Segment:
         kind: `text` outside documents, `header`, `document`, `footer`, or `template`, the only
             kind in which control strings become control tokens.
         document: The document that a `document` segment holds.
+        train: Whether the decoder is trained to write its tokens; never those of a document, which
+            may stand as vectors.
+
+    Raises:
+        ValueError: If a document is to be trained.
     """
 
     text: str
     kind: Literal["text", "header", "document", "footer", "template"]
     document: Document | None = None
+    train: bool = False
+
+    def __post_init__(self) -> None:
+        if self.train and self.document is not None:
+            raise ValueError(
+                f"a document cannot be what the decoder learns to write; make the text that starts "
+                f"with {self.text[:40]!r} a segment of kind 'text'"
+            )
 
 
 def render(
-    parts: Iterable[Part], *, header: str, footer: str, first_number: int = 1
+    parts: Iterable[Part],
+    *,
+    header: str,
+    footer: str,
+    first_number: int = 1,
+    train: bool = False,
 ) -> list[Segment]:
     """Turns strings and documents into segments; empty texts are left out, documents never.
 
@@ -55,6 +75,7 @@ def render(
             an empty title are left out.
         footer: Stands after each document.
         first_number: Position of the first document, for documents without an id.
+        train: Whether the texts outside documents are what the decoder learns to write.
 
     Raises:
         ValueError: If a part is neither a string nor a document.
@@ -64,7 +85,7 @@ def render(
     for part in parts:
         if isinstance(part, str):
             if part:
-                segments.append(Segment(part, "text"))
+                segments.append(Segment(part, "text", train=train))
             continue
         if not isinstance(part, Document):
             raise ValueError(f"a text's parts are strings and documents, got {part!r}")
@@ -97,10 +118,15 @@ def render_chat(
 ) -> list[Segment]:
     """Turns a conversation into segments with the decoder's chat template.
 
+    What the assistant says is marked as what the decoder learns to write: the texts of its
+    messages, and behind each of them the template's piece up to and with its first control token,
+    which ends the turn.
+
     Args:
         tokenizer: The decoder's tokenizer; its chat template is applied.
         messages: Each with `role` and `content`; a content is a text, in which `<doc>` blocks are
-            parsed, or a list of strings and documents.
+            parsed, or a list of strings and documents. An assistant's message with `train` False is
+            not learnt.
         header: As in `render`.
         footer: As in `render`.
         add_generation_prompt: Whether the template opens an answer at the end.
@@ -132,6 +158,7 @@ def render_chat(
         contents.append((parts, num_documents + 1))
         num_documents += sum(isinstance(part, Document) for part in parts)
         placeholders.append({**message, "content": _PLACEHOLDER.format(index)})
+        placeholders[-1].pop("train", None)
     try:
         rendered = tokenizer.apply_chat_template(
             placeholders,
@@ -146,10 +173,37 @@ def render_chat(
     if missing:
         raise ValueError(f"the chat template leaves out message {min(missing, key=int)}")
     segments: list[Segment] = []
+    train = False
     for position, piece in enumerate(pieces):
         if position % 2:
+            message = messages[int(piece)]
+            train = message["role"] == "assistant" and bool(message.get("train", True))
             parts, first = contents[int(piece)]
-            segments += render(parts, header=header, footer=footer, first_number=first)
-        elif piece:
-            segments.append(Segment(piece, "template"))
+            segments += render(parts, header=header, footer=footer, first_number=first, train=train)
+            continue
+        cut = _end_of_turn(tokenizer, piece) if train else 0
+        if cut:
+            segments.append(Segment(piece[:cut], "template", train=True))
+        if piece[cut:]:
+            segments.append(Segment(piece[cut:], "template"))
     return segments
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, piece: str) -> int:
+    """Characters of a template's piece up to and with its first control token; 0 without one."""
+    found = _control_pattern(tokenizer, str(tokenizer.chat_template)).search(piece)
+    return found.end() if found else 0
+
+
+@lru_cache(maxsize=16)
+def _control_pattern(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
+    """What finds a control token; `template` is there to notice that another one was set."""
+    strips = {token.content: token.rstrip for token in control_tokens(tokenizer).values()}
+    if tokenizer.eos_token:  # some families name it as their unknown token too
+        strips.setdefault(tokenizer.eos_token, False)
+    # The longest first, as one may start with another. A token that strips takes the white space
+    # behind it: a cut between them would make a token of that.
+    choices = sorted(strips, key=len, reverse=True)
+    return re.compile(
+        "|".join(re.escape(text) + (r"\s*" if strips[text] else "") for text in choices) or "(?!)"
+    )

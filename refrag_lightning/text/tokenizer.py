@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import warnings
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refrag_lightning.hub import resolve
-from refrag_lightning.text.assemble import (
-    Assembler,
-    Context,
-    DocumentPiece,
-    PaddingSide,
-    Piece,
-)
+from refrag_lightning.text import saving
+from refrag_lightning.text.assemble import Assembler, Context
 from refrag_lightning.text.batch import RefragBatch
+from refrag_lightning.text.build import BatchBuilding
 from refrag_lightning.text.documents import Part, parse
-from refrag_lightning.text.expansion import Expand, expansion_masks
-from refrag_lightning.text.limits import num_positions, special_tokens
-from refrag_lightning.text.packing import ChunkBy, PackedDocument, pack, rows_of_tokens
+from refrag_lightning.text.expansion import Expand
+from refrag_lightning.text.limits import special_tokens
+from refrag_lightning.text.lines import PaddingSide
+from refrag_lightning.text.packing import ChunkBy
 from refrag_lightning.text.plain import PlainTokenizer
-from refrag_lightning.text.segments import Message, Segment, render, render_chat
+from refrag_lightning.text.segments import Message, render, render_chat
+from refrag_lightning.text.settings import check_settings, sorted_rates
 
 if TYPE_CHECKING:
     import torch
@@ -32,18 +29,23 @@ if TYPE_CHECKING:
 
 Conversation = Sequence[Message]
 
-SETTINGS_FILE = "refrag_tokenizer.json"
-_LOST_SHARE = 0.01
+_NO_LIMIT = 1 << 62
 
 
-class RefragTokenizer:
+class RefragTokenizer(BatchBuilding):
     """Turns prompts into batches: text to decoder tokens, documents to rows of encoder tokens.
 
     Args:
-        encoder: The encoder's tokenizer.
+        encoder: The encoder's tokenizer. None where documents are only ever read as text: each is
+            one row then, and every row must be expanded.
         decoder: The decoder's tokenizer.
         compression: Tokens a row.
-        chunk_by: Whose tokens are counted: the encoder's, or the decoder's as in the paper.
+        rates: Every compression that `at` may be asked for, this one among them; it alone by
+            default.
+        chunk_by: What a row is: so many of the encoder's tokens, of the decoder's as in the paper,
+            or one sentence.
+        max_sentence: With `chunk_by="sentence"`, the multiple of `compression` from which on a
+            sentence is split.
         context: What the encoder reads at once: a row alone (the paper), or a window of its
             document, cut at row edges.
         num_slots: Vectors a row; a row's tokens are shared out among them in order.
@@ -59,11 +61,13 @@ class RefragTokenizer:
 
     def __init__(
         self,
-        encoder: PreTrainedTokenizerBase,
+        encoder: PreTrainedTokenizerBase | None,
         decoder: PreTrainedTokenizerBase,
         *,
         compression: int,
+        rates: Sequence[int] | None = None,
         chunk_by: ChunkBy = "encoder",
+        max_sentence: int = 2,
         context: Context = "row",
         num_slots: int = 1,
         header: str = "[{id}] {title}\n",
@@ -71,31 +75,31 @@ class RefragTokenizer:
         max_encoder_length: int | None = None,
         padding_side: PaddingSide = "left",
     ) -> None:
-        _check_choice("chunk_by", chunk_by, ChunkBy)
-        _check_choice("context", context, Context)
-        _check_choice("padding_side", padding_side, PaddingSide)
-        if not 1 <= num_slots <= compression:
-            raise ValueError(f"num_slots ({num_slots}) must be 1 to compression ({compression})")
-        if num_slots > 1 and chunk_by == "decoder":
-            raise ValueError(f"num_slots ({num_slots}) must be 1 with chunk_by='decoder'")
         self.encoder = encoder
         self.decoder = decoder
         self.compression = compression
+        self.rates = sorted_rates(rates, compression)
         self.chunk_by = chunk_by
+        self.max_sentence = max_sentence
         self.context = context
         self.num_slots = num_slots
         self.header = header
         self.footer = footer
         self.padding_side = padding_side
-        self.max_encoder_length = max_encoder_length or encoder.model_max_length
-        self.plain_encoder = PlainTokenizer(encoder, leading_space=True)
+        self.max_encoder_length = max_encoder_length
+        check_settings(self.settings)
         self.plain_decoder = PlainTokenizer(decoder)
         self.plain_template = PlainTokenizer(decoder, control=True)
-        prefix, suffix = special_tokens(encoder)
-        max_tokens = self.max_encoder_length - len(prefix) - len(suffix)
-        if compression > max_tokens:
+        self._plain_encoder = None
+        prefix, suffix, max_tokens = (), (), _NO_LIMIT  # type: tuple[int, ...], tuple[int, ...], int
+        if encoder is not None:
+            self.max_encoder_length = max_encoder_length or encoder.model_max_length
+            self._plain_encoder = PlainTokenizer(encoder, leading_space=True)
+            prefix, suffix = special_tokens(encoder)
+            max_tokens = self.max_encoder_length - len(prefix) - len(suffix)
+        if self.rates[-1] > max_tokens:
             raise ValueError(
-                f"a row of compression ({compression}) tokens does not fit the encoder, which "
+                f"a row of compression ({self.rates[-1]}) tokens does not fit the encoder, which "
                 f"reads {max_tokens} tokens beside its special ones"
             )
         opening, _ = special_tokens(decoder)
@@ -108,18 +112,19 @@ class RefragTokenizer:
             max_encoder_tokens=max_tokens,
             encoder_prefix=prefix,
             encoder_suffix=suffix,
-            encoder_pad_id=encoder.pad_token_id or 0,
+            encoder_pad_id=(encoder.pad_token_id if encoder is not None else None) or 0,
             decoder_pad_id=pad_id or 0,
         )
+        self._at = {compression: self}
 
     @classmethod
     def from_encoder_decoder(
-        cls, encoder: str, decoder: str, *, compression: int, **settings: Any
+        cls, encoder: str | None, decoder: str, *, compression: int, **settings: Any
     ) -> RefragTokenizer:
         """Loads both tokenizers by Hugging Face name or folder.
 
         Args:
-            encoder: The encoder's name or folder.
+            encoder: The encoder's name or folder, or None; see the class.
             decoder: The decoder's name or folder.
             compression: Tokens a row.
             **settings: The constructor's other settings.
@@ -127,15 +132,25 @@ class RefragTokenizer:
         Raises:
             ModelNotFoundError: If a name is neither a folder, nor an offline copy, nor on the Hub.
         """
-        from transformers import AutoConfig, AutoTokenizer
-
-        encoder_path = resolve(encoder, weights=False).path
-        encoder_tokenizer = AutoTokenizer.from_pretrained(encoder_path)
-        decoder_tokenizer = AutoTokenizer.from_pretrained(resolve(decoder, weights=False).path)
+        encoder_tokenizer, decoder_tokenizer, max_length = saving.by_name(encoder, decoder)
         if settings.get("max_encoder_length") is None:
-            positions = num_positions(AutoConfig.from_pretrained(encoder_path))
-            settings["max_encoder_length"] = min(positions, encoder_tokenizer.model_max_length)
+            settings["max_encoder_length"] = max_length
         return cls(encoder_tokenizer, decoder_tokenizer, compression=compression, **settings)
+
+    def at(self, compression: int) -> RefragTokenizer:
+        """The same tokenizer at another of its rates; the tokenizers beneath are shared.
+
+        Raises:
+            ValueError: If `compression` is none of `rates`.
+        """
+        if compression not in self.rates:
+            raise ValueError(f"compression ({compression}) must be one of rates ({self.rates})")
+        if compression not in self._at:
+            other = copy.copy(self)
+            other.compression = compression
+            other.assembler = replace(self.assembler, compression=compression)
+            self._at[compression] = other
+        return self._at[compression]
 
     def __call__(
         self,
@@ -152,8 +167,9 @@ class RefragTokenizer:
         Args:
             texts: One prompt or several; each a text, in which `<doc>` blocks are parsed, or a
                 list of strings and documents.
-            expand: Which rows stand as their own decoder tokens: `none`, `all`, or for each text
-                the indices of its rows (for a single text, its indices).
+            expand: Which rows stand as their own decoder tokens: `none`, `all`, a share drawn at
+                random (a number from 0 to 1), or for each text one of these or the indices of its
+                rows (for a single text, its indices).
             row_states: (C, m, E) states of the batch's rows, as `RefragModel.encode` gives them
                 for the same texts; those rows are not encoded again.
             row_states_mask: (C,) True where `row_states` holds a row's states; all by default.
@@ -232,92 +248,6 @@ class RefragTokenizer:
             padding_side=padding_side,
         )
 
-    def build(
-        self,
-        segments: Sequence[Sequence[Segment]],
-        *,
-        expand: Expand = "none",
-        row_states: torch.Tensor | None = None,
-        row_states_mask: torch.Tensor | None = None,
-        padding_side: PaddingSide | None = None,
-    ) -> RefragBatch:
-        """Builds a batch from each text's segments; both ways of calling end here."""
-        padding_side = padding_side or self.padding_side
-        _check_choice("padding_side", padding_side, PaddingSide)
-        unique = dict.fromkeys(
-            segment.text for text in segments for segment in text if segment.document is not None
-        )
-        index = {text: number for number, text in enumerate(unique)}
-        documents = self.pack(list(unique))
-        expanded = expansion_masks(
-            [
-                [documents[index[s.text]].num_rows for s in text if s.document is not None]
-                for text in segments
-            ],
-            expand,
-        )
-        plain = self._tokenize(segments, expanded)
-        none = np.zeros(0, dtype=np.int64)
-        texts: list[list[Piece]] = []
-        for text, chosen in zip(segments, expanded, strict=True):
-            has_template = any(segment.kind == "template" for segment in text)
-            pieces: list[Piece] = [] if has_template else [self.opening_ids]
-            masks = iter(chosen)
-            for segment in text:
-                if segment.document is None:
-                    pieces.append(plain[segment.kind == "template", segment.text][0])
-                    continue
-                mask = next(masks)
-                ids, ends = plain[False, segment.text] if mask.any() else (none, none)
-                bounds = documents[index[segment.text]].bounds
-                pieces.append(
-                    DocumentPiece(
-                        index=index[segment.text],
-                        id=segment.document.id,
-                        expanded=mask,
-                        decoder_ids=ids,
-                        decoder_rows=rows_of_tokens(bounds, ends),
-                    )
-                )
-            texts.append(pieces)
-        return self.assembler(
-            texts,
-            documents,
-            padding_side=padding_side,
-            row_states=row_states,
-            row_states_mask=row_states_mask,
-        )
-
-    def pack(self, texts: Sequence[str]) -> list[PackedDocument]:
-        """Tokenizes documents with the encoder's tokenizer and cuts them into rows.
-
-        Warns where more than 1 % of a document's characters are lost to the unknown token.
-        """
-        encoded = self.plain_encoder(texts)
-        by_decoder = self.chunk_by == "decoder"
-        decoded = self.plain_decoder(texts) if by_decoder else [None] * len(texts)
-        packed = [
-            pack(
-                text,
-                encoder,
-                compression=self.compression,
-                chunk_by=self.chunk_by,
-                decoder=decoder,
-                unknown_id=self.plain_encoder.unknown_id,
-                max_row_tokens=self.assembler.max_encoder_tokens,
-            )
-            for text, encoder, decoder in zip(texts, encoded, decoded, strict=True)
-        ]
-        for text, document in zip(texts, packed, strict=True):
-            lost = int(document.lost.sum())
-            if lost > _LOST_SHARE * len(text):
-                warnings.warn(
-                    f"the encoder's tokenizer cannot read {lost} of the {len(text)} characters "
-                    f"of the document that starts with {text[:40]!r}",
-                    stacklevel=2,
-                )
-        return packed
-
     def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:
         """Turns decoder token ids (N,) back into text."""
         return str(self.decoder.decode(ids, skip_special_tokens=skip_special_tokens))
@@ -328,11 +258,7 @@ class RefragTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes both tokenizers and the settings into a folder."""
-        folder = Path(folder)
-        self.encoder.save_pretrained(folder / "encoder_tokenizer")
-        self.decoder.save_pretrained(folder / "decoder_tokenizer")
-        text = json.dumps(self.settings, indent=2, ensure_ascii=False)
-        (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+        saving.write(Path(folder), self.encoder, self.decoder, self.settings)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **overrides: Any) -> RefragTokenizer:
@@ -340,30 +266,25 @@ class RefragTokenizer:
 
         Args:
             folder: The folder.
-            **overrides: Settings that take the place of the saved ones.
+            **overrides: Settings that take the place of the saved ones. A `compression` that is
+                none of the saved rates stands alone, unless `rates` are given too.
 
         Raises:
             FileNotFoundError: If the folder holds no tokenizer of this kind.
         """
-        from transformers import AutoTokenizer
-
-        folder = Path(folder)
-        if not (folder / SETTINGS_FILE).is_file():
-            found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
-            raise FileNotFoundError(f"{str(folder)!r} is no model folder: {found}")
-        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        return cls(
-            AutoTokenizer.from_pretrained(folder / "encoder_tokenizer"),
-            AutoTokenizer.from_pretrained(folder / "decoder_tokenizer"),
-            **{**settings, **overrides},
-        )
+        encoder, decoder, settings = saving.read(Path(folder))
+        if overrides.get("compression") not in (None, *(settings.get("rates") or ())):
+            settings["rates"] = None
+        return cls(encoder, decoder, **{**settings, **overrides})
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's settings, as they are saved."""
         return {
             "compression": self.compression,
+            "rates": self.rates,
             "chunk_by": self.chunk_by,
+            "max_sentence": self.max_sentence,
             "context": self.context,
             "num_slots": self.num_slots,
             "header": self.header,
@@ -371,30 +292,3 @@ class RefragTokenizer:
             "max_encoder_length": self.max_encoder_length,
             "padding_side": self.padding_side,
         }
-
-    def _tokenize(
-        self, segments: Sequence[Sequence[Segment]], expanded: Sequence[Sequence[np.ndarray]]
-    ) -> dict[tuple[bool, str], tuple[np.ndarray, np.ndarray]]:
-        """Tokenizes every distinct text once, of the documents only those with expanded rows.
-
-        Returns:
-            (whether it is a template, text) -> ids (N,) and past-last characters (N,).
-        """
-        wanted: dict[bool, dict[str, None]] = {False: {}, True: {}}
-        for text, chosen in zip(segments, expanded, strict=True):
-            masks = iter(chosen)
-            for segment in text:
-                if segment.document is None or next(masks).any():
-                    wanted[segment.kind == "template"][segment.text] = None
-        return {
-            (is_template, text): (encoded.ids, encoded.ends)
-            for is_template, tokenizer in ((False, self.plain_decoder), (True, self.plain_template))
-            for text, encoded in zip(
-                wanted[is_template], tokenizer(list(wanted[is_template])), strict=True
-            )
-        }
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name} ({value!r}) must be one of {get_args(choices)}")

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from refrag_lightning.text.documents import Document
 from refrag_lightning.text.packing import cut_windows, pack, rows_of_tokens
+from refrag_lightning.text.sentences import sentence_ends
 from tests.strategies import PYDOC, texts
 from tests.text.loading import ENCODERS, encoded, plain, refrag
 
-CHUNK_BY = ("encoder", "decoder")
+TOKENS = ("encoder", "decoder")
+CHUNK_BY = (*TOKENS, "sentence")
 pytestmark = pytest.mark.filterwarnings("ignore:the encoder.s tokenizer cannot read")
 
 
@@ -73,6 +75,27 @@ def test_long_rows_are_split_where_rows_are_counted_by_the_decoder():
     assert packed.bounds.tolist() == [0, 9, 12, 14]
 
 
+def test_hand_worked_rows_of_one_sentence():
+    # "A b. Cd! \x00. e": the tokens A|b|.|C|d|!|e; of the third sentence the encoder reads nothing,
+    # so it joins the last one.
+    text = "A b. Cd! \x00. e"
+    tokens = encoded((0, 1), (2, 3), (3, 4), (5, 6), (6, 7), (7, 8), (12, 13))
+    packed = pack(text, tokens, compression=2, chunk_by="sentence")
+    assert packed.bounds.tolist() == [0, 4, 8, 13]
+    assert packed.token_rows.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    # Sentences of three tokens are longer than 2 * 1 and become two parts, 2 + 1.
+    packed = pack(text, tokens, compression=1, chunk_by="sentence")
+    assert packed.bounds.tolist() == [0, 3, 4, 7, 8, 13]
+    assert packed.token_rows.tolist() == [0, 0, 1, 2, 2, 3, 4]
+    # With a multiple of 3 they fit again; but not into what the encoder reads.
+    packed = pack(text, tokens, compression=1, chunk_by="sentence", max_sentence=3)
+    assert packed.bounds.tolist() == [0, 4, 8, 13]
+    packed = pack(
+        text, tokens, compression=1, chunk_by="sentence", max_sentence=3, max_row_tokens=1
+    )
+    assert packed.row_sizes.tolist() == [1] * 7
+
+
 def test_hand_worked_lost_characters():
     # "a 漢 b\x00": the unknown token 漢 is lost, the NUL has no token at all, spaces never count.
     tokens = encoded((0, 1), (2, 3), (4, 5), ids=[5, 1, 6])
@@ -111,13 +134,23 @@ def test_rows_tile_the_document_and_have_their_tokens(name, chunk_by, text, comp
     if chunk_by == "encoder":
         assert (packed.row_sizes[:-1] == compression).all()
         assert packed.row_sizes[-1:].max(initial=0) <= compression
-    else:
+    elif chunk_by == "decoder":
         counted = decoder.ends[compression - 1 :: compression]
         assert set(packed.bounds[1:-1]) <= set(counted)
+    else:
+        # A row ends where a sentence does, or inside one that is too long.
+        assert packed.row_sizes.max(initial=0) <= 2 * compression
+        whole, _, _ = pack_with(name, text, compression=10_000, chunk_by=chunk_by)
+        assert set(whole.bounds) <= set(packed.bounds)
+        assert set(whole.bounds) <= {0, *sentence_ends(text)}
+        first_rows = np.searchsorted(packed.bounds, whole.bounds[:-1])
+        for sizes in np.split(packed.row_sizes, first_rows[1:]):
+            assert sizes.max(initial=0) - sizes.min(initial=sizes.max(initial=0)) <= 1
+            assert len(sizes) == max(1, -(-sizes.sum() // (2 * compression)))
 
 
 @pytest.mark.parametrize("compression", [1, 3, 8])
-@pytest.mark.parametrize("chunk_by", CHUNK_BY)
+@pytest.mark.parametrize("chunk_by", TOKENS)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_rows_of_english_have_exactly_k_counted_tokens(name, chunk_by, compression):
     text = PYDOC[:5000]
@@ -224,7 +257,7 @@ def test_the_empty_document_has_no_row(name, chunk_by, context):
         ]
 
 
-@pytest.mark.parametrize("chunk_by", CHUNK_BY)
+@pytest.mark.parametrize("chunk_by", TOKENS)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_rows_of_one_character(name, chunk_by):
     packed, encoder, _ = pack_with(name, "a!b?", compression=1, chunk_by=chunk_by)

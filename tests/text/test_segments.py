@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from hypothesis import given
+from tokenizers import AddedToken
 
 from refrag_lightning.text.documents import Document, format
 from refrag_lightning.text.segments import Segment, render, render_chat
@@ -84,13 +86,15 @@ def test_hand_worked_conversation():
         ("text", "?"),
         ("template", "<|im_end|>\n<|im_start|>assistant\n"),
         ("text", "Yes [1]."),
-        ("template", "<|im_end|>\n<|im_start|>user\n"),
+        ("template", "<|im_end|>"),
+        ("template", "\n<|im_start|>user\n"),
         # Documents are numbered through the conversation.
         ("header", "[3]\n"),
         ("document", "three"),
         ("footer", "\n"),
         ("template", "<|im_end|>\n<|im_start|>assistant\n"),
     ]
+    assert [s.text for s in segments if s.train] == ["Yes [1].", "<|im_end|>"]
 
 
 def test_without_generation_prompt_and_with_more_than_ten_messages():
@@ -110,7 +114,13 @@ def test_the_template_changes_no_content(name, messages):
     expected = []
     number = 1
     for message in messages:
-        expected += render(message["content"], header=HEADER, footer=FOOTER, first_number=number)
+        expected += render(
+            message["content"],
+            header=HEADER,
+            footer=FOOTER,
+            first_number=number,
+            train=message["role"] == "assistant",
+        )
         number += sum(isinstance(part, Document) for part in message["content"])
     assert [segment for segment in segments if segment.kind != "template"] == expected
     # And the template's pieces are what it writes around other contents.
@@ -249,3 +259,78 @@ def test_a_role_is_a_plain_word(role):
             header="",
             footer="",
         )
+
+
+# What the decoder learns to write.
+
+
+def trained(segments):
+    return [segment.text for segment in segments if segment.train]
+
+
+TURN_ENDS = {
+    "tiny/decoder": "<|im_end|>",
+    "tiny/gemma": "<end_of_turn>",
+    "tiny/llama3": "<|eot_id|>",
+}
+
+
+@pytest.mark.parametrize(("name", "end"), TURN_ENDS.items())
+def test_answers_and_the_ends_of_their_turns_are_learnt(name, end):
+    document = Document("A document.", title="T")
+    segments = chat(
+        name,
+        [
+            {"role": "user", "content": "One?"},
+            {"role": "assistant", "content": ["See ", document, " there."]},
+            {"role": "user", "content": "Two?"},
+            {"role": "assistant", "content": "Kept out.", "train": False},
+            {"role": "user", "content": "Three?"},
+            {"role": "assistant", "content": ""},
+        ],
+        add_generation_prompt=False,
+    )
+    # Not the header, the document and the footer; and an empty answer is an end of turn.
+    assert trained(segments) == ["See ", " there.", end, end]
+
+
+def test_no_document_is_learnt():
+    with pytest.raises(ValueError, match="starts with 'The Seine'"):
+        Segment("The Seine", "document", Document("The Seine"), train=True)
+
+
+def test_without_a_control_token_behind_it_only_the_answer_is_learnt():
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    segments = chat_real("{% for m in messages %}>{{ m['content'] }}\n{% endfor %}", messages)
+    assert trained(segments) == ["b"]
+
+
+def chat_real(template, messages, **added):
+    """With a real tokenizer and another template; `added` are tokens made special."""
+    tokenizer = copy.deepcopy(hugging_face("tiny/decoder"))
+    tokenizer.add_special_tokens(added)
+    tokenizer.chat_template = template
+    return render_chat(tokenizer, messages, header="", footer="", add_generation_prompt=False)
+
+
+def test_the_end_of_a_turn_takes_the_white_space_that_its_token_strips():
+    # As Phi-3's <|end|>, which swallows the newline behind it: cut before it, a newline would
+    # stand as a token of its own.
+    end = AddedToken("<|end|>", rstrip=True, normalized=False, special=True)
+    template = "{% for m in messages %}{{ m['content'] }}<|end|>\n<|im_start|>{% endfor %}"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    segments = chat_real(template, messages, additional_special_tokens=[end])
+    assert trained(segments) == ["b", "<|end|>\n"]
+
+
+def test_the_longest_control_token_ends_the_turn():
+    template = "{% for m in messages %}{{ m['content'] }}<|im_end|>s>\n{% endfor %}"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    segments = chat_real(template, messages, additional_special_tokens=["<|im_end|>s>"])
+    assert trained(segments) == ["b", "<|im_end|>s>"]
+
+
+def test_the_template_does_not_see_whether_a_message_is_learnt():
+    template = "{% for m in messages %}{{ m['content'] }}{{ m.train }}{% endfor %}"
+    messages = [{"role": "assistant", "content": "b", "train": False}]
+    assert kinds_and_texts(chat_real(template, messages)) == [("text", "b")]

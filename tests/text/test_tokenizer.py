@@ -461,7 +461,13 @@ def test_a_saved_tokenizer_is_the_same(tmp_path, encoder, decoder):
     tokenizer.save_pretrained(tmp_path / "new" / "folder")
     loaded = RefragTokenizer.from_pretrained(tmp_path / "new" / "folder")
     assert loaded.settings == tokenizer.settings
-    assert loaded.settings == {"compression": 5, "num_slots": 1, **SETTINGS}
+    assert loaded.settings == {
+        "compression": 5,
+        "rates": [5],
+        "max_sentence": 2,
+        "num_slots": 1,
+        **SETTINGS,
+    }
     rng = random.Random(3)
     prompts = [random_prompt(rng) for _ in range(20)]
     for expand in ("none", "all"):
@@ -469,7 +475,7 @@ def test_a_saved_tokenizer_is_the_same(tmp_path, encoder, decoder):
     messages = [{"role": "user", "content": RIVERS + INJECTIONS[0]}]
     assert_equal(loaded.apply_chat(messages), tokenizer.apply_chat(messages))
     other = RefragTokenizer.from_pretrained(tmp_path / "new" / "folder", compression=3)
-    assert other.settings == {**tokenizer.settings, "compression": 3}
+    assert other.settings == {**tokenizer.settings, "compression": 3, "rates": [3]}
     saved = json.loads((tmp_path / "new" / "folder" / "refrag_tokenizer.json").read_text("utf-8"))
     assert saved == tokenizer.settings
 
@@ -509,12 +515,18 @@ def test_an_unknown_name_is_an_error():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"chunk_by": "sentence"}, r"chunk_by \('sentence'\) must be one of"),
+        ({"chunk_by": "word"}, r"chunk_by \('word'\) must be one of"),
+        ({"max_sentence": 0}, r"max_sentence \(0\)"),
         ({"context": "text"}, r"context \('text'\) must be one of"),
         ({"padding_side": "both"}, r"padding_side \('both'\) must be one of"),
         ({"num_slots": 0}, r"num_slots \(0\) must be 1 to compression \(4\)"),
         ({"num_slots": 5}, r"num_slots \(5\) must be 1 to compression \(4\)"),
         ({"num_slots": 2, "chunk_by": "decoder"}, r"num_slots \(2\) must be 1 with chunk_by"),
+        ({"num_slots": 2, "chunk_by": "sentence"}, r"num_slots \(2\) must be 1 with chunk_by"),
+        ({"num_slots": 2, "rates": (4, 8)}, r"num_slots \(2\) must be 1 with several rates"),
+        ({"rates": (2, 8)}, r"compression \(4\) must be one of rates \(\[2, 8\]\)"),
+        ({"rates": (0, 4)}, r"compression \(0\) must be at least 1"),
+        ({"rates": (4, 511)}, r"a row of compression \(511\) tokens does not fit the encoder"),
         ({"compression": 511}, r"a row of compression \(511\) tokens does not fit the encoder"),
         ({"compression": 4, "max_encoder_length": 5}, r"\(4\) tokens .* reads 3 tokens beside"),
         ({"compression": 0}, r"compression \(0\)"),
@@ -529,11 +541,11 @@ def test_settings_that_cannot_be(settings, message):
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        (RIVERS, {"expand": "some"}, r"expand \('some'\) must be 'none', 'all' or lists"),
+        (RIVERS, {"expand": "some"}, r"expand \('some'\) must be 'none', 'all', a share or a list"),
         (RIVERS, {"expand": [99]}, "expand: text 0 has [0-9]+ rows, no row 99"),
         (RIVERS, {"expand": [-1]}, "expand: text 0 has [0-9]+ rows, no row -1"),
         (["a", RIVERS], {"expand": [[0], []]}, "expand: text 0 has 0 rows, no row 0"),
-        ([RIVERS, RIVERS], {"expand": [[0]]}, "expand holds 1 lists for 2 texts"),
+        ([RIVERS, RIVERS], {"expand": [[0]]}, "expand holds 1 entries for 2 texts"),
         (RIVERS, {"padding_side": "middle"}, r"padding_side \('middle'\) must be one of"),
         (RIVERS, {"row_states": torch.zeros(1, 1, 4)}, "row_states holds 1 rows, but the texts"),
         (RIVERS, {"row_states_mask": torch.zeros(1)}, "given without row_states"),

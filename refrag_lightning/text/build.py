@@ -1,0 +1,192 @@
+"""From segments to a batch: what of a `RefragTokenizer` tokenizes, packs rows and assembles."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refrag_lightning.text.assemble import Assembler, DocumentPiece, Piece, TrainedPiece
+from refrag_lightning.text.batch import RefragBatch
+from refrag_lightning.text.expansion import Expand, expansion_masks
+from refrag_lightning.text.lines import PaddingSide
+from refrag_lightning.text.packing import (
+    ChunkBy,
+    PackedDocument,
+    as_text_only,
+    pack,
+    rows_of_tokens,
+)
+from refrag_lightning.text.plain import PlainTokenizer
+from refrag_lightning.text.segments import Segment
+from refrag_lightning.text.settings import check_choice
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_LOST_SHARE = 0.01
+
+
+class BatchBuilding:
+    """The methods of `RefragTokenizer` that build batches; its attributes are documented there."""
+
+    compression: int
+    chunk_by: ChunkBy
+    max_sentence: int
+    padding_side: PaddingSide
+    opening_ids: np.ndarray
+    assembler: Assembler
+    encoder: PreTrainedTokenizerBase | None
+    plain_decoder: PlainTokenizer
+    plain_template: PlainTokenizer
+    _plain_encoder: PlainTokenizer | None
+
+    @property
+    def plain_encoder(self) -> PlainTokenizer:
+        """What reads documents for the encoder.
+
+        Raises:
+            ValueError: If there is no encoder.
+        """
+        if self._plain_encoder is None:
+            raise ValueError("this tokenizer has no encoder (encoder=None), so it packs no rows")
+        return self._plain_encoder
+
+    def build(
+        self,
+        segments: Sequence[Sequence[Segment]],
+        *,
+        expand: Expand = "none",
+        row_states: torch.Tensor | None = None,
+        row_states_mask: torch.Tensor | None = None,
+        padding_side: PaddingSide | None = None,
+        line_length: int | None = None,
+    ) -> RefragBatch:
+        """Builds a batch from each text's segments; both ways of calling end here.
+
+        Where a segment is to be trained, the batch has `labels`: its tokens' ids at their own
+        places.
+
+        Args:
+            segments: The segments of each text.
+            expand: As in `__call__`, and so are the following arguments.
+            row_states: As in `__call__`.
+            row_states_mask: As in `__call__`.
+            padding_side: As in `__call__`.
+            line_length: Packs several texts on a line of at most so many positions, without
+                attention between them; `segment_ids` say which text stands where.
+
+        Raises:
+            ValueError: As in `__call__`; or a text is longer than a line; or there is no encoder
+                and a row is not expanded.
+        """
+        padding_side = padding_side or self.padding_side
+        check_choice("padding_side", padding_side)
+        unique = dict.fromkeys(
+            segment.text for text in segments for segment in text if segment.document is not None
+        )
+        index = {text: number for number, text in enumerate(unique)}
+        documents = self.pack(list(unique))
+        expanded = expansion_masks(
+            [
+                [documents[index[s.text]].num_rows for s in text if s.document is not None]
+                for text in segments
+            ],
+            expand,
+        )
+        if self.encoder is None and not all(mask.all() for text in expanded for mask in text):
+            raise ValueError(
+                "without an encoder documents are read as text only: give expand='all'"
+            )
+        plain = self._tokenize(segments, expanded)
+        none = np.zeros(0, dtype=np.int64)
+        texts: list[list[Piece]] = []
+        for text, chosen in zip(segments, expanded, strict=True):
+            has_template = any(segment.kind == "template" for segment in text)
+            pieces: list[Piece] = [] if has_template else [self.opening_ids]
+            masks = iter(chosen)
+            for segment in text:
+                if segment.document is None:
+                    own = plain[segment.kind == "template", segment.text][0]
+                    pieces.append(TrainedPiece(own) if segment.train else own)
+                    continue
+                mask = next(masks)
+                ids, ends = plain[False, segment.text] if mask.any() else (none, none)
+                bounds = documents[index[segment.text]].bounds
+                pieces.append(
+                    DocumentPiece(
+                        index=index[segment.text],
+                        id=segment.document.id,
+                        expanded=mask,
+                        decoder_ids=ids,
+                        decoder_rows=rows_of_tokens(bounds, ends),
+                    )
+                )
+            texts.append(pieces)
+        return self.assembler(
+            texts,
+            documents,
+            padding_side=padding_side,
+            row_states=row_states,
+            row_states_mask=row_states_mask,
+            line_length=line_length,
+        )
+
+    def pack(self, texts: Sequence[str]) -> list[PackedDocument]:
+        """Tokenizes documents with the encoder's tokenizer and cuts them into rows.
+
+        Warns where more than 1 % of a document's characters are lost to the unknown token. Without
+        an encoder a document is one row without encoder tokens.
+        """
+        if self.encoder is None:
+            return [as_text_only(text) for text in texts]
+        encoded = self.plain_encoder(texts)
+        by_decoder = self.chunk_by == "decoder"
+        decoded = self.plain_decoder(texts) if by_decoder else [None] * len(texts)
+        packed = [
+            pack(
+                text,
+                encoder,
+                compression=self.compression,
+                chunk_by=self.chunk_by,
+                decoder=decoder,
+                unknown_id=self.plain_encoder.unknown_id,
+                max_row_tokens=self.assembler.max_encoder_tokens,
+                max_sentence=self.max_sentence,
+            )
+            for text, encoder, decoder in zip(texts, encoded, decoded, strict=True)
+        ]
+        for text, document in zip(texts, packed, strict=True):
+            lost = int(document.lost.sum())
+            if lost > _LOST_SHARE * len(text):
+                warnings.warn(
+                    f"the encoder's tokenizer cannot read {lost} of the {len(text)} characters "
+                    f"of the document that starts with {text[:40]!r}",
+                    stacklevel=2,
+                )
+        return packed
+
+    def _tokenize(
+        self, segments: Sequence[Sequence[Segment]], expanded: Sequence[Sequence[np.ndarray]]
+    ) -> dict[tuple[bool, str], tuple[np.ndarray, np.ndarray]]:
+        """Tokenizes every distinct text once, of the documents only those with expanded rows.
+
+        Returns:
+            (whether it is a template, text) -> ids (N,) and past-last characters (N,).
+        """
+        wanted: dict[bool, dict[str, None]] = {False: {}, True: {}}
+        for text, chosen in zip(segments, expanded, strict=True):
+            masks = iter(chosen)
+            for segment in text:
+                if segment.document is None or next(masks).any():
+                    wanted[segment.kind == "template"][segment.text] = None
+        return {
+            (is_template, text): (encoded.ids, encoded.ends)
+            for is_template, tokenizer in ((False, self.plain_decoder), (True, self.plain_template))
+            for text, encoded in zip(
+                wanted[is_template], tokenizer(list(wanted[is_template])), strict=True
+            )
+        }

@@ -1,0 +1,155 @@
+"""Lines: where texts stand in a batch, each on a line of its own or several packed on one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import torch
+
+PaddingSide = Literal["left", "right"]
+IGNORED = -100
+"""The label of a position where no loss is taken."""
+
+
+class Positions:
+    """What one text is at the decoder's side, collected piece by piece.
+
+    Attributes:
+        ids: Decoder tokens of each piece, (N,); the padding id at slots.
+        slots: Slot of each position, or -1.
+        labels: Label of each position, or -100.
+        length: Positions so far.
+        is_trained: Whether a piece had labels.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[np.ndarray] = []
+        self.slots: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+        self.length = 0
+        self.is_trained = False
+
+    def add(
+        self, ids: np.ndarray, *, slots: np.ndarray | None = None, labels: np.ndarray | None = None
+    ) -> None:
+        """Appends a piece (N,)."""
+        self.ids.append(ids)
+        self.slots.append(np.full(len(ids), -1) if slots is None else slots)
+        self.labels.append(np.full(len(ids), IGNORED) if labels is None else labels)
+        self.length += len(ids)
+        self.is_trained |= labels is not None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where each text stands.
+
+    Attributes:
+        line: (N,) the line of each text.
+        start: (N,) its first position on the line, padding on the left not counted.
+        lengths: (N,) its positions.
+        sizes: (B,) positions of each line.
+    """
+
+    line: np.ndarray
+    start: np.ndarray
+    lengths: np.ndarray
+    sizes: np.ndarray
+
+
+def one_a_line(lengths: np.ndarray) -> Lines:
+    """Each of the texts (N,) on its own line, in their order."""
+    return Lines(np.arange(len(lengths)), np.zeros_like(lengths), lengths, lengths)
+
+
+def first_fit(lengths: np.ndarray, line_length: int) -> Lines:
+    """Packs texts: the longest first, each on the first line that has room for it.
+
+    First-fit decreasing takes at most 11/9 of the fewest lines possible, plus one (Johnson 1973).
+    Texts of equal length keep their order, so the same texts always give the same lines.
+
+    Args:
+        lengths: (N,) positions of each text.
+        line_length: Most positions of a line.
+
+    Raises:
+        ValueError: If `line_length` is less than 1, or a text is longer.
+    """
+    if line_length < 1:
+        raise ValueError(f"line_length ({line_length}) must be at least 1")
+    if (lengths > line_length).any():
+        number = int(np.argmax(lengths > line_length))
+        raise ValueError(
+            f"text {number} takes {lengths[number]} positions, more than line_length "
+            f"({line_length})"
+        )
+    line, start = np.zeros_like(lengths), np.zeros_like(lengths)
+    sizes = np.zeros_like(lengths)  # as many lines as texts suffice
+    num_lines = 0
+    for number in np.argsort(-lengths, kind="stable"):
+        # Behind the lines in use stands an empty one, where every text fits.
+        place = int(np.argmax(sizes[: num_lines + 1] + lengths[number] <= line_length))
+        line[number], start[number] = place, sizes[place]
+        sizes[place] += lengths[number]
+        num_lines = max(num_lines, place + 1)
+    return Lines(line, start, lengths, sizes[:num_lines])
+
+
+def lay_out(
+    texts: Sequence[Positions],
+    *,
+    padding_side: PaddingSide,
+    padding_id: int,
+    line_length: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Puts texts on the lines of a batch and pads.
+
+    Args:
+        texts: The texts.
+        padding_side: Where shorter lines are padded.
+        padding_id: The decoder's padding token.
+        line_length: Packs the texts into lines of at most so many positions.
+
+    Returns:
+        The decoder's side of a `RefragBatch`: `labels` where a text has some, `segment_ids` where
+        texts are packed.
+
+    Raises:
+        ValueError: If a text is longer than a line.
+    """
+    lengths = np.asarray([text.length for text in texts], dtype=np.int64)
+    lines = one_a_line(lengths) if line_length is None else first_fit(lengths, line_length)
+    shape = (len(lines.sizes), int(lines.sizes.max(initial=0)))
+    left = shape[1] - lines.sizes if padding_side == "left" else np.zeros_like(lines.sizes)
+    # Of every real position: its text, its place in it, and where it stands in the batch.
+    text_N = np.repeat(np.arange(len(texts)), lengths)
+    place_N = np.arange(len(text_N)) - (np.cumsum(lengths) - lengths)[text_N]
+    first_of_text = lines.line * shape[1] + left[lines.line] + lines.start
+    flat_N = first_of_text[text_N] + place_N
+
+    def laid_out(values_N: np.ndarray | int, padding: int) -> torch.Tensor:
+        values_BS = np.full(shape, padding, dtype=np.int64)
+        values_BS.reshape(-1)[flat_N] = values_N
+        return torch.from_numpy(values_BS)
+
+    data = {
+        "input_ids": laid_out(_joined(text.ids for text in texts), padding_id),
+        "attention_mask": laid_out(1, 0),
+        "position_ids": laid_out(place_N, 0),
+        "slot_ids": laid_out(_joined(text.slots for text in texts), -1),
+    }
+    if any(text.is_trained for text in texts):
+        labels_N = _joined(text.labels for text in texts)
+        # Nothing of the same text stands before its first token, so nothing predicts it.
+        data["labels"] = laid_out(np.where(place_N > 0, labels_N, IGNORED), IGNORED)
+    if line_length is not None:
+        data["segment_ids"] = laid_out(text_N, -1)
+    return data
+
+
+def _joined(pieces: Iterable[Sequence[np.ndarray]]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *chain.from_iterable(pieces)])

@@ -1,0 +1,82 @@
+"""What a `RefragTokenizer` is on disk: two tokenizers and a file of settings.
+
+With an encoder: `encoder_tokenizer/`, `decoder_tokenizer/` and `refrag_tokenizer.json`. Without one
+the decoder's tokenizer lies in the folder itself, as in every Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refrag_lightning.hub import resolve
+from refrag_lightning.text.limits import num_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SETTINGS_FILE = "refrag_tokenizer.json"
+_ENCODER, _DECODER = "encoder_tokenizer", "decoder_tokenizer"
+
+
+def write(
+    folder: Path,
+    encoder: PreTrainedTokenizerBase | None,
+    decoder: PreTrainedTokenizerBase,
+    settings: dict[str, Any],
+) -> None:
+    """Writes both tokenizers and the settings into a folder; other files in it stay."""
+    if encoder is None:
+        for part in (_ENCODER, _DECODER):  # of another tokenizer, which was here before
+            shutil.rmtree(folder / part, ignore_errors=True)
+        decoder.save_pretrained(folder)
+    else:
+        encoder.save_pretrained(folder / _ENCODER)
+        decoder.save_pretrained(folder / _DECODER)
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read(
+    folder: Path,
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Reads what `write` wrote: the encoder's tokenizer or None, the decoder's, the settings.
+
+    Raises:
+        FileNotFoundError: If the folder holds no tokenizer of this kind.
+    """
+    from transformers import AutoTokenizer
+
+    if not (folder / SETTINGS_FILE).is_file():
+        found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"{str(folder)!r} is no model folder: {found}")
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    if not (folder / _ENCODER).is_dir():
+        return None, AutoTokenizer.from_pretrained(folder), settings
+    encoder = AutoTokenizer.from_pretrained(folder / _ENCODER)
+    return encoder, AutoTokenizer.from_pretrained(folder / _DECODER), settings
+
+
+def by_name(
+    encoder: str | None, decoder: str
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase, int | None]:
+    """Loads both tokenizers by Hugging Face name or folder.
+
+    Returns:
+        The encoder's tokenizer, the decoder's, and the most tokens that the encoder reads at once,
+        special tokens counted; None twice where there is no encoder.
+
+    Raises:
+        ModelNotFoundError: If a name is neither a folder, nor an offline copy, nor on the Hub.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    decoder_tokenizer = AutoTokenizer.from_pretrained(resolve(decoder, weights=False).path)
+    if encoder is None:
+        return None, decoder_tokenizer, None
+    path = resolve(encoder, weights=False).path
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    positions = num_positions(AutoConfig.from_pretrained(path))
+    return tokenizer, decoder_tokenizer, min(positions, tokenizer.model_max_length)
