@@ -204,6 +204,6 @@ class AlignmentDataModule(ResumableDataModule):
             ],
         }
         if self.spans == "row":
-            parts["rows"] = [tokenizer.compression, tokenizer.chunk_by]
+            parts["rows"] = [tokenizer.compression, tokenizer.chunk_by, tokenizer.max_sentence]
         text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from refrag_lightning.data.sampler import EpochOrder
+from refrag_lightning.data.sampler import EpochOrder, TokenOrder
 from refrag_lightning.data.stream import Stream
 from refrag_lightning.data.worker import BatchDataset, StreamBatches, as_it_is
 
@@ -83,7 +83,7 @@ class ResumableLoader:
 
 
 class ResumableDataLoader(ResumableLoader):
-    """Loads a map-style data set in the order of an `EpochOrder`.
+    """Loads a map-style data set in the order of an `EpochOrder` or a `TokenOrder`.
 
     Args:
         trainer: The trainer whose progress is followed.
@@ -99,7 +99,7 @@ class ResumableDataLoader(ResumableLoader):
         trainer: Trainer,
         *,
         dataset: Dataset,
-        order: EpochOrder,
+        order: EpochOrder | TokenOrder,
         collate: Callable[[list[Any]], Any],
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -253,7 +253,7 @@ class ResumableStreamLoader(ResumableLoader):
 class _Jobs:
     """A sampler of (epoch, batch number, sample indices)."""
 
-    def __init__(self, order: EpochOrder, epoch: int, start: int) -> None:
+    def __init__(self, order: EpochOrder | TokenOrder, epoch: int, start: int) -> None:
         self.order = order
         self.epoch = epoch
         self.start = start

@@ -17,6 +17,9 @@ A LightningDataModule becomes resumable in the middle of an epoch by subclassing
         def val_dataloader(self):
             return self.eval_dataloader(Lines(self.path + ".val"))
 
+A data set that says how long each sample is (`lengths`, tokens) can have batches of about
+`tokens_per_batch` tokens instead of `batch_size` samples.
+
 What is saved is a position: for a data set (epoch, batch), because its order is a pure function
 of (seed, epoch); for a stream the state that travelled with the last batch that was trained on,
 of every worker and every rank. Batches that workers or Lightning fetched ahead do not count.
@@ -30,6 +33,7 @@ again whenever the text runs out. Several ranks need the latter, since their sha
 length. A data set may be resumed with another `num_workers`; a stream may not.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +45,7 @@ from refrag_lightning.data.loaders import (
     ResumableLoader,
     ResumableStreamLoader,
 )
-from refrag_lightning.data.sampler import EpochOrder
+from refrag_lightning.data.sampler import EpochOrder, TokenOrder
 from refrag_lightning.data.stream import Stream
 from refrag_lightning.data.worker import EvalDataset, as_it_is
 
@@ -58,6 +62,8 @@ class ResumableDataModule(LightningDataModule):
         seed: Seed of the order.
         batches_per_epoch: For streams: batches that make an epoch. None makes one reading an epoch.
         pin_memory: Copy batches to pinned memory, for a faster way to the GPU.
+        tokens_per_batch: For data sets with lengths: tokens a training batch and rank, in place of
+            `batch_size` samples. `drop_last` then leaves out nothing.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class ResumableDataModule(LightningDataModule):
         seed: int = 0,
         batches_per_epoch: int | None = None,
         pin_memory: bool = False,
+        tokens_per_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -81,6 +88,7 @@ class ResumableDataModule(LightningDataModule):
         self.seed = seed
         self.batches_per_epoch = batches_per_epoch
         self.pin_memory = pin_memory
+        self.tokens_per_batch = tokens_per_batch
         self._loader: ResumableLoader | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -112,35 +120,54 @@ class ResumableDataModule(LightningDataModule):
                 **common,
             )
         else:
-            order = EpochOrder(
-                len(data),  # type: ignore[arg-type]
-                batch_size=self.batch_size,
-                seed=self.seed,
-                shuffle=self.shuffle,
-                drop_last=self.drop_last,
-                rank=trainer.global_rank,
-                world_size=trainer.world_size,
+            self._loader = ResumableDataLoader(
+                trainer, dataset=data, order=self._order(data), **common
             )
-            self._loader = ResumableDataLoader(trainer, dataset=data, order=order, **common)
         if self._restored is not None:
             self._loader.load_state_dict(self._restored)
             self._restored = None
         return self._loader
 
-    def eval_dataloader(self, dataset: Dataset) -> DataLoader:
+    def _order(self, data: Dataset) -> EpochOrder | TokenOrder:
+        assert self.trainer is not None
+        common: dict[str, Any] = {
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "rank": self.trainer.global_rank,
+            "world_size": self.trainer.world_size,
+        }
+        if self.tokens_per_batch is not None:
+            lengths = getattr(data, "lengths", None)
+            if lengths is None:
+                raise ValueError(
+                    f"tokens_per_batch ({self.tokens_per_batch}) needs data that says how long its "
+                    f"samples are, which {type(data).__name__} does not: use batch_size"
+                )
+            return TokenOrder(lengths, tokens_per_batch=self.tokens_per_batch, **common)
+        return EpochOrder(
+            len(data),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            drop_last=self.drop_last,
+            **common,
+        )
+
+    def eval_dataloader(
+        self, dataset: Dataset, collate: Callable[[list[Any]], Any] | None = None
+    ) -> DataLoader:
         """A loader for validation, test or prediction: in order, each rank its share, no repeats.
 
         Random numbers drawn for a batch are the same at each validation.
 
         Args:
             dataset: A map-style data set.
+            collate: Makes a batch of a list of samples; the module's own by default.
         """
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1:
             share = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
             dataset = Subset(dataset, share)
         return DataLoader(
-            EvalDataset(dataset, self.collate, self.seed),
+            EvalDataset(dataset, collate or self.collate, self.seed),
             batch_size=self.eval_batch_size or self.batch_size,
             shuffle=False,
             collate_fn=as_it_is,

@@ -8,11 +8,16 @@ every `world_size`-th sample from r on. Every rank gets the same number of batch
 size. With `drop_last` the incomplete global batch at the end of an epoch is left out; without it
 the batch is kept, and at most `world_size - 1` samples from the epoch's start are repeated to make
 it even.
+
+`TokenOrder` cuts an epoch into batches of about equal numbers of tokens instead of samples: the
+permuted samples are laid end to end and cut into equal lengths, each sample going to the piece
+that it starts in. How many pieces there are depends on the total alone, so every epoch has the
+same number of batches, which a learning rate schedule and a resume need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -67,11 +72,7 @@ class EpochOrder:
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[list[int]]:
         """Yields the sample indices of batches `start`, `start + 1`, … of `epoch`."""
-        if self.shuffle:
-            # Both numbers go into the seed sequence: seed 1, epoch 0 is not seed 0, epoch 1.
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
-        else:
-            order = np.arange(self.num_samples)
+        order = _permutation(self.num_samples, self.seed, epoch, shuffle=self.shuffle)
         stride = self.batch_size * self.world_size
         for number in range(start, len(self)):
             samples = order[number * stride : (number + 1) * stride]
@@ -79,3 +80,84 @@ class EpochOrder:
             if uneven:
                 samples = np.concatenate([samples, np.resize(order, uneven)])
             yield samples[self.rank :: self.world_size].tolist()
+
+
+class TokenOrder:
+    """Which samples make up batch `n` of epoch `e` on one rank, where a batch is so many tokens.
+
+    Every sample comes once an epoch, and every rank has the same number of batches, none of them
+    empty. A batch has fewer than `tokens_per_batch` plus one sample's tokens, unless there are too
+    few samples to give so many batches to each rank.
+
+    Args:
+        lengths: Tokens of each sample.
+        tokens_per_batch: Tokens a batch and rank.
+        seed: Seed of the permutation; the same seed and epoch always give the same order.
+        shuffle: False keeps the data set's own order in every epoch.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+
+    Raises:
+        ValueError: If an epoch would have no batch, or a sample is longer than a batch.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        tokens_per_batch: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        longest = int(self.lengths.max(initial=1))
+        if tokens_per_batch < longest:
+            raise ValueError(
+                f"tokens_per_batch ({tokens_per_batch}) must be at least the {longest} tokens of "
+                "the longest training sample"
+            )
+        if len(self.lengths) < world_size:
+            raise ValueError(
+                f"{len(self.lengths)} training samples make no batch on {world_size} rank(s)"
+            )
+        assert 0 <= rank < world_size, (rank, world_size)
+        self.tokens_per_batch = tokens_per_batch
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        share = tokens_per_batch * world_size
+        wanted = max(1, -(-int(self.lengths.sum()) // share))
+        self._num_batches = min(wanted, len(self.lengths) // world_size)
+
+    def __len__(self) -> int:
+        """Batches an epoch and rank."""
+        return self._num_batches
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[list[int]]:
+        """Yields the sample indices of batches `start`, `start + 1`, … of `epoch`."""
+        num_samples = len(self.lengths)
+        order = _permutation(num_samples, self.seed, epoch, shuffle=self.shuffle)
+        lengths = self.lengths[order]
+        # One piece for each batch of each rank; the ranks' batches of a step lie side by side.
+        pieces = np.arange(self._num_batches * self.world_size)
+        starts = np.cumsum(lengths) - lengths
+        # The piece's first sample is the first that starts at or after piece * total / pieces.
+        firsts = np.searchsorted(starts * len(pieces), pieces * int(lengths.sum()))
+        # A sample longer than a piece would leave the next one empty: every piece takes at least
+        # one sample, and leaves at least one to each piece after it.
+        firsts = np.maximum.accumulate(firsts - pieces) + pieces
+        firsts = np.minimum(firsts, num_samples - len(pieces) + pieces)
+        cuts = [*firsts.tolist(), num_samples]
+        for number in range(start, self._num_batches):
+            piece = number * self.world_size + self.rank
+            yield order[cuts[piece] : cuts[piece + 1]].tolist()
+
+
+def _permutation(num_samples: int, seed: int, epoch: int, *, shuffle: bool) -> np.ndarray:
+    if not shuffle:
+        return np.arange(num_samples)
+    # Both numbers go into the seed sequence: seed 1, epoch 0 is not seed 0, epoch 1.
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)

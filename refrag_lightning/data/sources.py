@@ -5,18 +5,27 @@ texts can be held out of training: text n goes to validation or test by its posi
 streaming source splits in the same way as one on disk.
 """
 
-import glob
 import sys
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Split = Literal["train", "val", "test"]
+from refrag_lightning.data.rows import (
+    HeldOut,
+    Row,
+    Split,
+    field_of,
+    files_key,
+    hub_rows,
+    json_rows,
+    matching_files,
+    text_of,
+)
+
+__all__ = ["HubSource", "JsonLinesSource", "PydocSource", "Split", "TextSource"]
 
 
-class TextSource:
-    """Base of the sources.
+class TextSource(HeldOut):
+    """Base of the sources of text.
 
     Args:
         held_out: Share of the texts for validation, and the same again for test: every
@@ -24,29 +33,13 @@ class TextSource:
         limit: Most texts that are read; None reads all.
     """
 
-    def __init__(self, held_out: float = 0.0, limit: int | None = None) -> None:
-        if not 0 <= held_out <= 1 / 3:
-            raise ValueError(f"held_out ({held_out}) must be 0 to 1/3")
-        self.held_out = held_out
-        self.limit = limit
-
     def read(self) -> Iterator[str]:
         """Yields every text, in an order that never changes."""
         raise NotImplementedError
 
-    def key(self) -> dict[str, Any]:
-        """Plain data that changes whenever the texts may have changed; a cache is named by it."""
-        raise NotImplementedError
-
     def texts(self, split: Split) -> Iterator[str]:
         """Yields the texts of one split."""
-        period = round(1 / self.held_out) if self.held_out else 0
-        for number, text in enumerate(islice(self.read(), self.limit)):
-            place = number % period if period else 0
-            # The last two of each period are held out, so the first text is always for training.
-            held = {period - 1: "val", period - 2: "test"}.get(place, "train")
-            if held == split or (not period and split == "train"):
-                yield text
+        return self._split(self.read(), split)
 
 
 class PydocSource(TextSource):
@@ -123,32 +116,17 @@ class JsonLinesSource(TextSource):
 
     def files(self) -> list[str]:
         """The files that the paths match, each pattern's in the order of their names."""
-        files: list[str] = []
-        for path in self.paths:
-            matched = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
-            if not matched:
-                raise FileNotFoundError(f"no file matches {path!r}")
-            files += matched
-        return files
+        return matching_files(self.paths)
 
     def read(self) -> Iterator[str]:
         """Yields the field of each line, file after file."""
-        from datasets import load_dataset
-
         for file in self.files():
-            try:
-                rows = load_dataset("json", data_files=file, split="train", streaming=True)
-                yield from _field(rows, self.field, file)
-            except (ValueError, OSError) as error:
-                if file in str(error):
-                    raise
-                raise ValueError(f"{file!r} cannot be read as JSON lines: {error}") from error
+            yield from _texts(json_rows(file), self.field)
 
     def key(self) -> dict[str, Any]:
         """The files' names, sizes and times of change, and the settings."""
-        stats = {file: Path(file).stat() for file in self.files()}
         return {
-            "files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()],
+            "files": files_key(self.files()),
             "field": self.field,
             "held_out": self.held_out,
             "limit": self.limit,
@@ -194,20 +172,14 @@ class HubSource(TextSource):
         Raises:
             OSError: If the data set cannot be had, for example without a network.
         """
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(
-                self.name,
-                self.config,
-                split=self.split,
-                revision=self.revision,
-                streaming=self.streaming,
-            )
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise OSError(f"the data set {self.name!r} cannot be had: {reason}") from error
-        yield from _field(rows, self.field, self.name)
+        rows = hub_rows(
+            self.name,
+            self.config,
+            split=self.split,
+            revision=self.revision,
+            streaming=self.streaming,
+        )
+        yield from _texts(rows, self.field)
 
     def key(self) -> dict[str, Any]:
         """The settings; without a revision the data set counts as unchanging."""
@@ -219,10 +191,6 @@ class HubSource(TextSource):
         }
 
 
-def _field(rows: Any, field: str, where: str) -> Iterator[str]:
-    for number, row in enumerate(rows, start=1):
-        if field not in row:
-            raise ValueError(f"row {number} of {where!r} has no field {field!r}, only {[*row]}")
-        if not isinstance(row[field], str):
-            raise ValueError(f"{field!r} in row {number} of {where!r} is no text: {row[field]!r}")
-        yield row[field]
+def _texts(rows: Iterator[tuple[str, Row]], field: str) -> Iterator[str]:
+    for where, row in rows:
+        yield text_of(field_of(row, field, where), field, where)

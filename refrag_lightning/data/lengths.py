@@ -1,0 +1,60 @@
+"""How many positions the decoder reads of each example, measured once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refrag_lightning.cache import build_folder, cache_dir
+from refrag_lightning.data.examples import Example, text_lengths
+from refrag_lightning.text.tokenizer import RefragTokenizer
+
+# Part of the cache's key: raise it when the same key and tokenizer give other lengths.
+_VERSION = 1
+_FILE = "lengths.npy"
+_AT_ONCE = 64
+
+
+def cached_lengths(
+    examples: Iterator[Example], tokenizer: RefragTokenizer, key: dict[str, Any]
+) -> np.ndarray:
+    """Positions of each example (N,), rows counted as rows.
+
+    Args:
+        examples: The examples; read only where the cache does not know them.
+        tokenizer: The tokenizer, at the rate to count at.
+        key: Plain data that changes whenever the examples may have.
+    """
+    fingerprints = [tokenizer.plain_decoder.fingerprint]
+    if tokenizer.encoder is not None:
+        fingerprints.append(tokenizer.plain_encoder.fingerprint)
+    parts = {
+        "version": _VERSION,
+        "examples": key,
+        "tokenizers": fingerprints,
+        "settings": tokenizer.settings,
+        "template": str(tokenizer.decoder.chat_template),
+    }
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+    folder = cache_dir() / "data" / f"lengths-{name}"
+    build_folder(folder, lambda part: _measure(examples, tokenizer, part / _FILE))
+    return np.load(folder / _FILE)
+
+
+def _measure(examples: Iterator[Example], tokenizer: RefragTokenizer, path: Path) -> None:
+    lengths = [np.zeros(0, dtype=np.int64)]
+    while chunk := list(islice(examples, _AT_ONCE)):
+        lengths.append(_lengths(chunk, tokenizer))
+    np.save(path, np.concatenate(lengths))
+
+
+def _lengths(examples: Sequence[Example], tokenizer: RefragTokenizer) -> np.ndarray:
+    expand: Any = [example.expand for example in examples]
+    batch = tokenizer.build([e.segments for e in examples], expand=expand, padding_side="right")
+    return text_lengths(batch)
