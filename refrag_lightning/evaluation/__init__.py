@@ -1,0 +1,1 @@
+"""What a model is measured by: scores, intervals, readings of a question, reports."""

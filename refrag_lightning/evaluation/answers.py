@@ -1,0 +1,263 @@
+"""The report on answered questions: scores of each reading, gap closed, controls, groups.
+
+Every measure is a table of questions by entries; an entry is a model under a reading. All figures
+of a measure come from the same draws of questions (`gap.Bootstrap`). `nll` is in nats a token of
+the gold answer, over all tokens of all questions (less is better); the others are means over
+questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from refrag_lightning.data.question_batches import AskedQuestion
+from refrag_lightning.evaluation.gap import NUM_DRAWS, Bootstrap, Interval
+from refrag_lightning.evaluation.measures import Entry, Measure
+from refrag_lightning.evaluation.metrics import SCORES, Resilience
+from refrag_lightning.evaluation.readings import CONTROLS
+from refrag_lightning.evaluation.report import Cell, Plot, Report, Table
+
+
+def num_columns(entries: Sequence[Entry]) -> int:
+    """Columns of a `gap.ValueTable` for these entries."""
+    return sum(len(entry.columns) for entry in entries)
+
+
+class Answers:
+    """What was measured of questions, by entry and measure.
+
+    Args:
+        entries: The entries.
+        values_NC: (N, C) for each question the columns of each entry, one entry behind the other.
+        asked: The questions, in the same order.
+        num_draws: Draws of the bootstrap.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        values_NC: np.ndarray,
+        asked: Sequence[AskedQuestion],
+        *,
+        num_draws: int = NUM_DRAWS,
+        seed: int = 0,
+    ) -> None:
+        assert values_NC.shape == (len(asked), num_columns(entries))
+        self.entries = list(entries)
+        self.asked = list(asked)
+        self.options: dict[str, Any] = {"num_draws": num_draws, "seed": seed}
+        self.values: dict[tuple[Entry, str], np.ndarray] = {}
+        column = 0
+        for entry in entries:
+            for name in entry.columns:
+                self.values[entry, name] = values_NC[:, column]
+                column += 1
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """`nll`, and the scores of the entries that generate."""
+        tokens = self.values[self.entries[0], "tokens"]
+        for entry in self.entries:
+            assert np.array_equal(self.values[entry, "tokens"], tokens), "the same targets"
+        table = np.stack([self.values[e, "nats"] / tokens for e in self.entries], axis=1)
+        measures = {"nll": Measure(self.entries, table, tokens, less=True, options=self.options)}
+        generating = [entry for entry in self.entries if entry.generates]
+        for name in SCORES if generating else ():
+            table = np.stack([self.values[e, name] for e in generating], axis=1)
+            measures[name] = Measure(generating, table, None, less=False, options=self.options)
+        return measures
+
+    def figures(self) -> dict[str, float]:
+        """Means by `<measure>/<entry>`, and `closed/<measure>/<entry>`, for logs."""
+        figures = {}
+        for name, measure in self.measures.items():
+            for entry in measure.entries:
+                figures[f"{name}/{entry.key}"] = measure.mean(entry).value
+                closed = measure.closed(entry)
+                if entry.reading.kind == "rows" and isinstance(closed, Interval):
+                    figures[f"closed/{name}/{entry.key}"] = closed.value
+        return figures
+
+    def report(self, title: str, settings: dict[str, Any]) -> Report:
+        """The whole report.
+
+        Args:
+            title: Its heading.
+            settings: What was evaluated, on what, and how.
+        """
+        tables = [self._scores(), self._gaps(), self._controls()]
+        tables += [self._group(name, labels) for name, labels in self._groups().items()]
+        tables += [self._resilience(), self._citations()]
+        settings = {"questions": len(self.asked), **settings}
+        return Report(title, settings, [table for table in tables if table.rows], self._plots())
+
+    def _scores(self) -> Table:
+        notes = ["nll: nats a token of the gold answer, its end-of-turn token not counted."]
+        notes += ["Brackets: 95 % intervals of a paired bootstrap over questions."]
+        rows: list[list[Cell]] = []
+        for entry in self.entries:
+            cells = [m.mean(entry) if entry in m.entries else None for m in self.measures.values()]
+            rows.append([entry.label, *cells, float(self.values[entry, "positions"].mean())])
+        return Table("Answers", ["reading", *self.measures, "positions"], rows, notes)
+
+    def _gaps(self) -> Table:
+        rows: list[list[Cell]] = []
+        notes = ["Share of the gap closed: (reading - none) / (full - none)."]
+        gaps: list[Cell] = []
+        for name, measure in self.measures.items():
+            if measure.none is None or measure.full is None:
+                gaps.append(None)
+                continue
+            notes.append(f"{name}: full is {measure.full.label}, none is {measure.none.label}.")
+            gap = measure.bootstrap.difference(*measure.places(measure.full, measure.none))
+            gaps.append(gap)
+            if gap.holds(0.0):
+                notes.append(
+                    f"{name}: undefined, since full - none is {gap.value:.3f} "
+                    f"[{gap.low:.3f}, {gap.high:.3f}], which may be 0."
+                )
+        if len(notes) > 1:
+            rows = [
+                [entry.label, *(m.closed(entry) for m in self.measures.values())]
+                for entry in self.entries
+                if entry.model == "model" and entry.reading.kind in ("rows", "cut")
+            ]
+            rows.append(["full - none itself", *gaps])
+        return Table("Gap closed", ["reading", *self.measures], rows, notes)
+
+    def _controls(self) -> Table:
+        rows: list[list[Cell]] = []
+        for name, measure in self.measures.items():
+            bases = [b for b in (measure.none, measure.titles) if b is not None]
+            for entry in measure.entries:
+                if entry.reading.kind not in CONTROLS:
+                    continue
+                cells: list[Cell] = []
+                for base in (measure.none, measure.titles):
+                    if base is None:
+                        cells += [None, None]
+                        continue
+                    better = measure.bootstrap.difference(*measure.places(entry, base))
+                    cells += [better, measure.verdict(entry, base)]
+                rows.append([entry.label, name, measure.mean(entry), *cells])
+            if not bases:
+                return Table("Controls", ["control"], [])
+        columns = ["control", "measure", "mean", "minus none", "none", "minus titles", "titles"]
+        notes = [
+            "Controls hold nothing of the documents.",
+            "ABOVE: better than all of the base's interval, which must not be.",
+            "better: inside it, but ahead of the base on the same questions (the difference's",
+            "interval leaves 0 out), as a model that is used to documents may be.",
+            "They show the documents' headers; titles is what those tell by themselves.",
+        ]
+        return Table("Controls", columns, rows, notes)
+
+    def _groups(self) -> dict[str, list[str]]:
+        """For each way to group the questions that makes several groups, each one's label."""
+        asked = self.asked
+        labels = {
+            "kind of question": [question.kind or "-" for question in asked],
+            "kind of answer": [question.detail or "-" for question in asked],
+            "place of the gold passage": [
+                "-" if q.gold_place is None else str(q.gold_place + 1) for q in asked
+            ],
+            "number of passages": [str(question.num_passages) for question in asked],
+            "gold passage shown": ["no" if q.gold_place is None else "yes" for q in asked],
+        }
+        return {name: names for name, names in labels.items() if len(set(names)) > 1}
+
+    def _group(self, name: str, labels: list[str]) -> Table:
+        measures = {n: m for n, m in self.measures.items() if n in ("nll", "em")}
+        columns = [name, "questions"]
+        rows: list[list[Cell]] = []
+        for label in sorted(set(labels), key=_natural):
+            mask = np.asarray([other == label for other in labels])
+            row: list[Cell] = [label, int(mask.sum())]
+            columns = columns[:2]
+            for measure_name, whole in measures.items():
+                measure = whole.of(mask)
+                for base in (measure.none, measure.full):
+                    if base is not None:
+                        kind = "none" if base == measure.none else "full"
+                        columns.append(f"{measure_name} {kind}")
+                        row.append(measure.mean(base).value)
+                for entry in measure.entries:
+                    if entry.model == "model" and entry.reading.kind == "rows":
+                        columns += [f"{measure_name} {entry.label}", f"closed@{entry.reading.rate}"]
+                        row += [measure.mean(entry).value, measure.closed(entry)]
+            rows.append(row)
+        return Table(f"By {name}", columns, rows)
+
+    def _resilience(self) -> Table:
+        rows: list[list[Cell]] = []
+        own_none = [e for e in self.entries if e.generates and e.key == "none"]
+        for entry in self.entries if own_none else ():
+            if entry.generates and entry.key != "none":
+                metric = Resilience()
+                metric.update(
+                    torch.from_numpy(self.values[entry, "match"]),
+                    torch.from_numpy(self.values[own_none[0], "match"]),
+                )
+                shares = metric.compute()
+                rows.append([entry.label, *(float(shares[n]) for n in ("resilience", "boost"))])
+        notes = ["resilience: of the questions right without documents, the share right with them."]
+        notes += ["boost: of those wrong without, the share right with. Right means match."]
+        return Table("Resilience and boost", ["reading", "resilience", "boost"], rows, notes)
+
+    def _citations(self) -> Table:
+        num_gold = np.asarray([len(q.gold_ids) for q in self.asked], np.float64)
+        rows: list[list[Cell]] = []
+        for entry in self.entries:
+            if not entry.generates or not self.values[entry, "cited"].any():
+                continue
+            right, cited = (self.values[entry, name] for name in ("cited_right", "cited"))
+            citing = Bootstrap((cited > 0)[:, None], **self.options).mean(0)
+            rows.append([entry.label, self._ratio(right, cited), self._ratio(right, num_gold)])
+            rows[-1].append(citing)
+        columns = ["reading", "precision", "recall", "answers that cite"]
+        return Table("Citations of the gold passages", columns, rows)
+
+    def _ratio(self, part_N: np.ndarray, whole_N: np.ndarray) -> Interval | None:
+        if not whole_N.any():
+            return None
+        shares = np.divide(part_N, whole_N, out=np.zeros_like(part_N), where=whole_N > 0)
+        return Bootstrap(shares[:, None], weights_N=whole_N, **self.options).mean(0)
+
+    def _plots(self) -> list[Plot]:
+        plots = []
+        for name in ("nll", "em", "f1"):
+            measure = self.measures.get(name)
+            if measure is None:
+                continue
+            series: dict[str, list[tuple[float | str, Interval]]] = {}
+            for entry in measure.entries:
+                if entry.reading.rate is not None and entry.model == "model":
+                    point = (float(entry.reading.rate), measure.mean(entry))
+                    series.setdefault(entry.reading.kind, []).append(point)
+            lines = {
+                e.label: measure.mean(e).value for e in measure.entries if e.reading.rate is None
+            }
+            plots.append(Plot(f"{name} by rate", "tokens a row", name, series, lines, log_x=True))
+        places = self._groups().get("place of the gold passage")
+        if places is not None:
+            plots.append(self._place_plot(places))
+        return plots
+
+    def _place_plot(self, labels: list[str]) -> Plot:
+        series: dict[str, list[tuple[float | str, Interval]]] = {}
+        for label in sorted(set(labels) - {"-"}, key=_natural):
+            measure = self.measures["nll"].of(np.asarray([other == label for other in labels]))
+            for entry in measure.entries:
+                if entry.model == "model" and entry.reading.kind in ("rows", "full", "none"):
+                    series.setdefault(entry.label, []).append((label, measure.mean(entry)))
+        return Plot("nll by place of the gold passage", "place", "nll", series)
+
+
+def _natural(label: str) -> tuple[float, str]:
+    return (float(label), "") if label.isdecimal() else (float("inf"), label)

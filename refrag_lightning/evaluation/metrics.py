@@ -1,0 +1,229 @@
+"""Scores of written answers against reference answers.
+
+Each score is a function of one answer and one reference, in [0, 1], and of several references the
+best one counts. Exact match and F1 are those of SQuAD (arXiv 1606.05250; of empty answers, the 2.0
+script's rule). ROUGE-L is the F-measure of Lin (ACL W04-1013) over lower-case words and numbers, as
+the rouge-score package computes it without stemming.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WORD = re.compile(r"[a-z0-9]+")
+# [7], [7, 12] or [7; 12]: what a model that cites puts behind a sentence.
+_CITATION = re.compile(r"\s*\[([^\[\]\n]{1,80})\]")
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 where both have the same normal form, else 0."""
+    return float(normalise(answer) == normalise(reference))
+
+
+def f1(answer: str, reference: str) -> float:
+    """Harmonic mean of precision and recall over the words of the normal forms."""
+    mine, wanted = normalise(answer).split(), normalise(reference).split()
+    if not mine or not wanted:
+        return float(mine == wanted)
+    same = (Counter(mine) & Counter(wanted)).total()
+    return 2 * same / (len(mine) + len(wanted))
+
+
+def match(answer: str, reference: str) -> float:
+    """1 where the reference's normal form stands in the answer's, else 0.
+
+    Long answers are favoured, so it is no score to be reported alone. An empty reference stands in
+    an empty answer only.
+    """
+    mine, wanted = normalise(answer), normalise(reference)
+    return float(wanted in mine if wanted else not mine)
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """F-measure of the longest common subsequence of words."""
+    mine, wanted = (_WORD.findall(text.lower()) for text in (answer, reference))
+    if not mine or not wanted:
+        return 0.0
+    return 2 * _common_subsequence(mine, wanted) / (len(mine) + len(wanted))
+
+
+SCORES: dict[str, Callable[[str, str], float]] = {
+    "em": exact_match,
+    "f1": f1,
+    "match": match,
+    "rouge_l": rouge_l,
+}
+"""The scores by the names that reports and curves give them."""
+
+
+def answer_scores(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """Every score of an answer, each against the reference that is best for it.
+
+    Args:
+        answer: What the model wrote.
+        references: The answers that count as right.
+
+    Raises:
+        ValueError: If there is no reference.
+    """
+    if not references:
+        raise ValueError(f"the answer {answer!r} has no reference to be scored against")
+    return {name: max(score(answer, r) for r in references) for name, score in SCORES.items()}
+
+
+def split_citations(answer: str, ids: Collection[str]) -> tuple[str, list[str]]:
+    """Takes citations such as `[7]` or `[7, 12]` out of an answer.
+
+    Brackets count as a citation where everything in them is a number or one of `ids`.
+
+    Args:
+        answer: What the model wrote.
+        ids: Ids of the documents that it was shown.
+
+    Returns:
+        The answer without them, and the cited ids, each once, in order.
+    """
+    cited: dict[str, None] = {}
+
+    def take(found: re.Match[str]) -> str:
+        names = [name.strip() for name in re.split("[,;]", found[1])]
+        if not all(name in ids or name.isdecimal() for name in names):
+            return found[0]
+        cited.update(dict.fromkeys(names))
+        return ""
+
+    return _CITATION.sub(take, answer), list(cited)
+
+
+class AnswerScores(Metric):
+    """Means of `em`, `f1`, `match` and `rouge_l` over answers, on several ranks too."""
+
+    full_state_update = False
+    sums: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        zeros = torch.zeros(len(SCORES), dtype=torch.float64)
+        self.add_state("sums", zeros, dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Adds answers.
+
+        Args:
+            answers: What the model wrote.
+            references: For each answer those that count as right.
+
+        Raises:
+            ValueError: If an answer has no references.
+        """
+        for answer, wanted in zip(answers, references, strict=True):
+            scores = list(answer_scores(answer, wanted).values())
+            self.sums = self.sums + torch.tensor(scores).to(self.sums)
+            self.count = self.count + 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means by name, each a scalar; NaN where there was no answer."""
+        means = self.sums / self.count
+        return dict(zip(SCORES, means.float().unbind(), strict=True))
+
+
+class CitationScores(Metric):
+    """Precision and recall of the documents that answers cite.
+
+    `precision` is the share of the cited ids that are a gold passage's, `recall` the share of the
+    gold passages that are cited, `cited` the share of the answers that cite anything. Answers to
+    questions without a gold passage in their documents lower the precision only.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # right, cited ids, gold passages, answers that cite, answers
+        self.add_state("counts", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, cited: Sequence[Sequence[str]], gold: Sequence[Collection[str]]) -> None:
+        """Adds answers.
+
+        Args:
+            cited: For each answer the ids that it cites, each once.
+            gold: For each answer the ids of the gold passages among its documents.
+        """
+        for mine, wanted in zip(cited, gold, strict=True):
+            right = sum(name in wanted for name in mine)
+            counts = [right, len(mine), len(wanted), bool(mine), 1]
+            self.counts = self.counts + torch.tensor(counts).to(self.counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`precision`, `recall` and `cited`; NaN where nothing counted."""
+        right, num_cited, num_gold, citing, answers = self.counts.float().unbind()
+        return {
+            "precision": right / num_cited,
+            "recall": right / num_gold,
+            "cited": citing / answers,
+        }
+
+
+class Resilience(Metric):
+    """What documents do to answers, as xRAG counts it (arXiv 2405.13792).
+
+    `resilience` is the share of the questions right without documents that stay right with them,
+    `boost` the share of those wrong without that become right.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # right without, wrong without; right with as well, right with only
+        self.add_state("counts", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, with_documents: Tensor, without: Tensor) -> None:
+        """Adds questions.
+
+        Args:
+            with_documents: (N,) whether the answer with documents is right.
+            without: (N,) whether the answer without them is right.
+        """
+        right, before = with_documents.bool(), without.bool()
+        groups = (before, ~before, before & right, ~before & right)
+        self.counts = self.counts + torch.stack([g.sum() for g in groups]).to(self.counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`resilience` and `boost`; NaN where there was no such question."""
+        right, wrong, kept, gained = self.counts.float().unbind()
+        return {"resilience": kept / right, "boost": gained / wrong}
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the table in one integer.
+
+    Bit n of `row` is 0 where the table rises at column n (Hyyrö, AWOCA 2004).
+    """
+    places: dict[str, int] = {}
+    for place, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << place
+    row = all_ones = (1 << len(a)) - 1
+    for word in b:
+        rises = row & places.get(word, 0)
+        row = ((row + rises) | (row - rises)) & all_ones
+    return len(a) - row.bit_count()

@@ -1,0 +1,196 @@
+"""The report on answers: figures worked out by hand, controls, groups, and what is undefined."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from refrag_lightning.data.question_batches import AskedQuestion
+from refrag_lightning.data.questions import Passage
+from refrag_lightning.evaluation.answers import Answers, num_columns
+from refrag_lightning.evaluation.gap import gap_closed
+from refrag_lightning.evaluation.measures import Entry
+from refrag_lightning.evaluation.readings import Reading
+
+NUMBER = 40
+
+
+def _asked(number=NUMBER):
+    asked = []
+    for n in range(number):
+        passages = [Passage("text", gold=place == n % 3) for place in range(2)]
+        kind = "date" if n % 2 else "place"
+        asked.append(AskedQuestion(n, str(n), "?", ("Paris",), tuple(passages), "one", kind))
+    return asked
+
+
+def _answers(means, *, tokens=None, generates=True, scores=None, number=NUMBER):
+    """Entries by name; each question's nats a token are a mean plus what all entries share."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 0.1, number)
+    tokens = np.full(number, 2.0) if tokens is None else tokens
+    entries, columns = [], []
+    for name, mean in means.items():
+        model, _, reading = name.rpartition(":")
+        entries.append(Entry(Reading.parse(reading), model or "model", generates))
+        columns += [(mean + shared) * tokens, tokens, np.full(number, 7.0)]
+        if generates:
+            score = (scores or {}).get(name, np.zeros(number))
+            # em, f1, match, rouge_l, right citations, citations
+            columns += [score, score, score, score, score, np.ones(number)]
+    values = np.stack(columns, axis=1)
+    assert values.shape == (number, num_columns(entries))
+    return Answers(entries, values, _asked(number), num_draws=300)
+
+
+def _table(report, name):
+    (table,) = [table for table in report.tables if table.name == name]
+    return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
+
+
+def test_gap_is_closed_as_by_hand():
+    answers = _answers({"rows@4": 1.25, "full": 1.0, "none": 2.0}, generates=False)
+    report = answers.report("A", {})
+    assert _table(report, "Gap closed")["rows@4"]["nll"].value == pytest.approx(0.75)
+    gap = _table(report, "Gap closed")["full - none itself"]["nll"]
+    assert (gap.value, gap.low, gap.high) == pytest.approx((-1, -1, -1))
+    assert _table(report, "Answers")["rows@4"]["positions"] == 7.0
+    figures = answers.figures()
+    assert figures["closed/nll/rows@4"] == pytest.approx(0.75)
+    assert figures["nll/none"] - figures["nll/full"] == pytest.approx(1.0)
+
+
+def test_nats_a_token_are_over_all_tokens():
+    tokens = np.random.default_rng(1).integers(1, 9, NUMBER).astype(float)
+    answers = _answers({"rows@4": 1.2, "full": 1.0, "none": 2.0}, tokens=tokens)
+    values = answers.values
+    rows, full, none = answers.entries
+    nats = values[rows, "nats"]
+    assert answers.figures()["nll/rows@4"] == pytest.approx(nats.sum() / tokens.sum())
+    expected = gap_closed(
+        *(values[e, "nats"] / tokens for e in (rows, full, none)), weights=tokens, num_draws=300
+    )
+    assert answers.measures["nll"].closed(rows) == expected.closed
+
+
+def test_baselines_stand_for_full_and_for_the_better_none():
+    means = {"rows@4": 1.25, "full": 1.1, "none": 2.0, "full_model:full": 1.0}
+    answers = _answers({**means, "closed_model:none": 1.75}, generates=False)
+    nll = answers.measures["nll"]
+    assert (nll.full.label, nll.none.label) == ("full-text baseline", "closed-book baseline")
+    assert nll.closed(answers.entries[0]).value == pytest.approx((1.75 - 1.25) / 0.75)
+    worse = _answers({**means, "closed_model:none": 2.5}, generates=False)
+    assert worse.measures["nll"].none.label == "none"
+    notes = " ".join(worse.report("A", {}).tables[1].notes)
+    assert "full is full-text baseline, none is none" in notes
+
+
+def test_more_is_better_for_scores():
+    rng = np.random.default_rng(2)
+    right = {"full": 0.9, "none": 0.1, "rows@4": 0.7, "zero@4": 0.5}
+    scores = {k: (rng.random(NUMBER) < share).astype(float) for k, share in right.items()}
+    answers = _answers(dict.fromkeys(right, 1.0), scores=scores)
+    em = answers.measures["em"]
+    means = {name: values.mean() for name, values in scores.items()}
+    closed = (means["rows@4"] - means["none"]) / (means["full"] - means["none"])
+    assert em.closed(answers.entries[2]).value == pytest.approx(closed)
+    verdicts = answers.report("A", {})
+    (table,) = [table for table in verdicts.tables if table.name == "Controls"]
+    found = {(row[0], row[1]): row[4] for row in table.rows}
+    assert found["zero@4", "em"] == "ABOVE" and found["zero@4", "nll"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("mean", "verdict"), [(2.3, "ok"), (2.0, "ok"), (1.99, "better"), (1.9, "ABOVE")]
+)
+def test_controls_are_judged_by_the_interval_and_by_pairs(mean, verdict):
+    # The mean of 40 questions of spread 0.1 is known to about 0.03, paired differences exactly.
+    answers = _answers({"none": 2.0, "full": 1.0, "random@4": mean}, generates=False)
+    assert _table(answers.report("A", {}), "Controls")["random@4"]["none"] == verdict
+
+
+def test_what_is_undefined_is_said():
+    answers = _answers({"rows@4": 1.5, "full": 2.0, "none": 2.0}, generates=False)
+    report = answers.report("A", {})
+    assert _table(report, "Gap closed")["rows@4"]["nll"] == "undefined"
+    assert "nll: undefined, since full - none is 0.000 [0.000, 0.000]" in report.text()
+    assert "closed/nll/rows@4" not in answers.figures()
+
+
+def test_groups_are_the_questions_alone():
+    rng = np.random.default_rng(3)
+    score = (rng.random(NUMBER) < 0.5).astype(float)
+    means = {"rows@4": 1.2, "full": 1.0, "none": 2.0}
+    answers = _answers(means, scores={"rows@4": score})
+    report = answers.report("A", {})
+    names = [table.name for table in report.tables]
+    # One kind of question makes no groups, and all have as many passages.
+    assert "By kind of question" not in names and "By number of passages" not in names
+    kinds = _table(report, "By kind of answer")
+    assert kinds["date"]["questions"] == NUMBER // 2
+    assert kinds["date"]["em rows@4"] == pytest.approx(score[1::2].mean())
+    places = _table(report, "By place of the gold passage")
+    assert [*places] == ["1", "2", "-"]
+    assert places["2"]["em rows@4"] == pytest.approx(score[1::3].mean())
+    assert places["2"]["closed@4"] is not None
+    shown = _table(report, "By gold passage shown")
+    assert shown["no"]["questions"] == len(range(2, NUMBER, 3))
+
+
+def test_resilience_and_citations():
+    before = np.tile([1.0, 1.0, 0.0, 0.0], NUMBER // 4)
+    after = np.tile([1.0, 0.0, 1.0, 1.0], NUMBER // 4)
+    means = {"rows@4": 1.2, "full": 1.0, "none": 2.0}
+    report = _answers(means, scores={"none": before, "rows@4": after}).report("A", {})
+    shares = _table(report, "Resilience and boost")["rows@4"]
+    assert shares == {"resilience": pytest.approx(0.5), "boost": pytest.approx(1.0)}
+    cited = _table(report, "Citations of the gold passages")["rows@4"]
+    # One citation an answer, right in 30 of 40; two thirds of the questions have a gold passage.
+    assert cited["precision"].value == pytest.approx(30 / 40)
+    gold = sum(len(question.gold_ids) for question in _asked())
+    with_gold = [bool(question.gold_ids) for question in _asked()]
+    assert cited["recall"].value == pytest.approx(after[with_gold].sum() / gold)
+    assert cited["answers that cite"].value == 1.0
+
+
+def test_report_is_written(tmp_path):
+    report = _answers({"rows@4": 1.2, "rows@8": 1.3, "full": 1.0, "none": 2.0}).report(
+        "Title", {"model": "x|y"}
+    )
+    files = report.write(tmp_path)
+    assert all(file.stat().st_size > 0 for file in files)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["settings"] == {"questions": NUMBER, "model": "x|y"}
+    table = data["tables"]["Gap closed"]
+    cell = table["rows"][0][table["columns"].index("nll")]
+    assert cell["value"] == pytest.approx(0.8) and cell["low"] <= cell["value"] <= cell["high"]
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Title\n") and "![nll by rate](nll_by_rate.png)" in text
+    assert text.count("| rows@4 |") >= 2
+    for file in files:
+        if file.suffix == ".png":
+            assert file.read_bytes().startswith(b"\x89PNG")
+    assert not math.isnan(cell["low"])
+
+
+def test_weights_and_biases_get_every_table_and_plot(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+    class Logger(WandbLogger):
+        def __init__(self):
+            self.logged = {}
+
+        def log_table(self, key, columns=None, data=None, **options):
+            self.logged[key] = (columns, data)
+
+        def log_image(self, key, images, **options):
+            self.logged[key] = images
+
+    report = _answers({"rows@4": 1.25, "full": 1.0, "none": 2.0}).report("A", {})
+    logger = Logger()
+    report.log([CSVLogger(tmp_path), logger], tmp_path)
+    columns, rows = logger.logged["report/Gap closed"]
+    assert columns[:2] == ["reading", "nll"] and rows[0][:2] == ["rows@4", "0.750 [0.750, 0.750]"]
+    assert logger.logged["report/nll by rate"] == [str(tmp_path / "nll_by_rate.png")]
+    assert len(logger.logged) == len(report.tables) + len(report.plots)

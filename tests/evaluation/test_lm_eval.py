@@ -1,0 +1,178 @@
+"""The adapter for lm-evaluation-harness: a local task, and likelihoods against transformers."""
+
+import json
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("lm_eval")
+
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+
+from refrag_lightning.evaluation.lm_eval import RefragLM
+from refrag_lightning.model.plain import PlainModel
+
+
+def _request(kind, *arguments):
+    return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+
+
+def _plain(context, continuation):
+    """What transformers gives: the continuation's log-likelihood, and whether it is greedy."""
+    plain = PlainModel.from_pretrained("tiny/decoder")
+    from transformers import AutoTokenizer
+
+    from refrag_lightning import hub
+
+    tokenizer = AutoTokenizer.from_pretrained(hub.resolve("tiny/decoder", weights=False).path)
+    before = tokenizer(context, add_special_tokens=False)["input_ids"]
+    after = tokenizer(continuation, add_special_tokens=False)["input_ids"]
+    before = before or [tokenizer.bos_token_id or tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = plain.decoder(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
+    total = -F.cross_entropy(logits, torch.tensor(after), reduction="sum").item()
+    return total, logits.argmax(-1).tolist() == after
+
+
+@pytest.mark.parametrize("name", ["model", "tiny/decoder"])
+def test_likelihoods_are_those_of_transformers(name, folder, caplog):
+    with caplog.at_level(logging.WARNING, logger="refrag_lightning"):
+        lm = RefragLM(str(folder) if name == "model" else name, device="cpu", batch_size=2)
+    assert "nothing is compressed" in caplog.text
+    pairs = [("The river flows", " through Paris"), ("", "Rivers"), ("Rivers: ", "the Loire is")]
+    got = lm.loglikelihood([_request("loglikelihood", *pair) for pair in pairs])
+    # White space at a context's end counts to the continuation.
+    expected = [_plain(*pair) for pair in (*pairs[:2], ("Rivers:", " the Loire is"))]
+    for (total, greedy), (wanted, is_greedy) in zip(got, expected, strict=True):
+        assert total == pytest.approx(wanted, rel=1e-4) and greedy == is_greedy
+
+
+def test_the_greedy_continuation_is_known():
+    lm = RefragLM("tiny/decoder", device="cpu")
+    decoder = lm.reader.tokenizer.plain_decoder
+    known = 0
+    for context in ("The river flows", "Rivers", "It is said that", "Paris and", "In the north"):
+        ids = torch.from_numpy(decoder([context])[0].ids)[None]
+        with torch.no_grad():
+            best = lm.reader.model.decoder(ids).logits[0, -1].argmax()
+        written = lm.reader.tokenizer.decode(best[None])
+        # Only what is read as the token that was written.
+        if decoder([written])[0].ids.tolist() == [int(best)]:
+            known += 1
+            pairs = [(context, written), (context, written + "x")]
+            got = lm.loglikelihood([_request("loglikelihood", *pair) for pair in pairs])
+            assert [greedy for _, greedy in got] == [True, _plain(*pairs[1])[1]]
+    assert known
+
+
+def test_generation_stops_before_a_stop_string():
+    lm = RefragLM("tiny/decoder", device="cpu")
+    options = {"until": [], "max_gen_toks": 8}
+    (written,) = lm.generate_until([_request("generate_until", "The river flows", options)])
+    assert len(written) > 1
+    stop = written[1]
+    (cut,) = lm.generate_until(
+        [_request("generate_until", "The river flows", {**options, "until": [stop]})]
+    )
+    assert cut == written[: written.index(stop)]
+
+
+def test_rolling_likelihood_of_a_long_text_counts_every_token_once():
+    text = "The Seine flows through Paris and on to the sea."
+    whole = RefragLM("tiny/decoder", device="cpu")
+    (total,) = whole.loglikelihood_rolling([_request("loglikelihood_rolling", text)])
+    assert total == pytest.approx(_plain("", text)[0], rel=1e-4)
+    short = RefragLM("tiny/decoder", device="cpu", max_length=8)
+    pieces = list(short._stretches(text))
+    assert "".join(s.text for piece in pieces for s in piece if s.train) == text
+    assert len(pieces) == 3
+    (parts,) = short.loglikelihood_rolling([_request("loglikelihood_rolling", text)])
+    # Random weights: less context changes the figure, but not by much a token.
+    assert parts == pytest.approx(total, rel=0.2) and parts != total
+
+
+@pytest.mark.parametrize(
+    ("documents", "context"),
+    [
+        ("tags", 'Read: <doc title="T">The Seine flows through Paris.</doc>Where?'),
+        (
+            r"Passage: (?P<title>\w+) \((?P<doc>.*?)\)",
+            "Read: Passage: T (The Seine flows through Paris.)Where?",
+        ),
+    ],
+)
+def test_documents_of_a_context_are_read_as_rows(folder, documents, context):
+    lm = RefragLM(str(folder), documents=documents, device="cpu", rate=8)
+    text = lm._segments(context)
+    assert [s.text for s in text if s.document] == ["The Seine flows through Paris."]
+    assert "".join(s.text for s in text if s.kind == "header") == "[1] T\n"
+    batch = lm.reader.tokenizer.at(8).build([text])
+    (packed,) = lm.reader.tokenizer.at(8).pack(["The Seine flows through Paris."])
+    assert int((batch["slot_ids"] >= 0).sum()) == packed.num_rows > 0
+    rows = lm.loglikelihood([_request("loglikelihood", context, " Paris")])
+    full = RefragLM(str(folder), documents=documents, read="full", device="cpu")
+    assert rows != full.loglikelihood([_request("loglikelihood", context, " Paris")])
+
+
+def test_no_document_where_one_was_expected_is_said(folder, caplog):
+    lm = RefragLM(str(folder), documents="tags", device="cpu")
+    with caplog.at_level(logging.WARNING, logger="refrag_lightning"):
+        lm.loglikelihood([_request("loglikelihood", "<doc>A river.</doc>", "x")])
+        assert not caplog.text
+        bare = RefragLM(str(folder), documents="tags", device="cpu")
+        bare.loglikelihood([_request("loglikelihood", "A river.", "x")])
+    assert "no context so far holds a document (documents='tags')" in caplog.text
+
+
+def test_bad_settings_are_named(folder):
+    with pytest.raises(ValueError, match="needs a group"):
+        RefragLM(str(folder), documents="Passage: (.*)")
+    with pytest.raises(ValueError, match="read \\('vectors'\\)"):
+        RefragLM(str(folder), read="vectors")
+    with pytest.raises(ValueError, match="cannot read rows@3"):
+        RefragLM(str(folder), documents="tags", rate=3)
+
+
+def test_a_local_task_runs(folder, tmp_path):
+    rows = [
+        {"passage": f"Number {n} is {place}.", "question": f"Which is {n}?", "answer": place}
+        for n, place in enumerate(["Paris", "Rome", "Oslo"])
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "places",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "<doc>{{passage}}</doc>{{question}}",
+        "doc_to_target": "{{answer}}",
+        "doc_to_choice": ["Paris", "Rome", "Oslo"],
+        "metric_list": [{"metric": "acc"}],
+    }
+    results = {}
+    for documents in ("none", "tags"):
+        lm = RefragLM(str(folder), documents=documents, device="cpu")
+        found = simple_evaluate(
+            lm,
+            tasks=[dict(task)],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+        )
+        results[documents] = found["results"]["places"]["acc,none"]
+        samples = found["samples"]["places"]
+        # The accuracy is that of the likelihoods which the adapter gives.
+        right = 0
+        for sample in samples:
+            place = rows[sample["doc_id"]]
+            context = f"<doc>{place['passage']}</doc>{place['question']}"
+            pairs = [(context, f" {choice}") for choice in task["doc_to_choice"]]
+            totals = [
+                t for t, _ in lm.loglikelihood([_request("loglikelihood", *p) for p in pairs])
+            ]
+            right += task["doc_to_choice"][totals.index(max(totals))] == place["answer"]
+        assert results[documents] == pytest.approx(right / 3)
