@@ -32,6 +32,7 @@ COMMANDS = (
     Command("validate", "Measure a model on the validation data.", _LIGHTNING),
     Command("test", "Measure a model on the test data.", _LIGHTNING),
     Command("predict", "Run a model on the prediction data.", _LIGHTNING),
+    Command("chain", "Run a recipe of several runs, or go on with it.", _FUNCTIONS),
     Command("generate", "Answer one prompt with <doc> blocks from a model folder.", _FUNCTIONS),
 )
 

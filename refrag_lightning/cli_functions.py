@@ -9,7 +9,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 from refrag_lightning.cli import UsageError
 from refrag_lightning.cli_errors import explain
 
-FUNCTIONS = {"generate": "refrag_lightning.inference.generate:generate"}
+FUNCTIONS = {
+    "generate": "refrag_lightning.inference.generate:generate",
+    "chain": "refrag_lightning.launch.chain:chain",
+}
 
 
 def run(args: list[str]) -> None:

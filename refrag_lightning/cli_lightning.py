@@ -82,8 +82,34 @@ def run(args: list[str]) -> None:
         trainer_defaults=TRAINER_DEFAULTS,
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
-        args=args,
+        args=from_folder(args),
     )
+
+
+def from_folder(args: list[str]) -> list[str]:
+    """Lets `--model FOLDER` mean the model in that folder, with the class that the YAML gives.
+
+    So does anything with a `/` in it, such as a name on the Hub; otherwise `--model` takes the name
+    of a class. What stands for the folder goes to the end, so that no configuration file takes its
+    place.
+
+    Args:
+        args: The subcommand and its options.
+    """
+    kept: list[str] = []
+    folders: list[str] = []
+    place = 0
+    while place < len(args):
+        name, equals, value = args[place].partition("=")
+        apart = name == "--model" and not equals and place + 1 < len(args)
+        if apart:
+            value = args[place + 1]
+        if name == "--model" and value and ("/" in value or Path(value).expanduser().is_dir()):
+            folders = [f"--model.init_args.init_from={value}"]
+        else:
+            kept += args[place : place + 1 + apart]
+        place += 1 + apart
+    return kept + folders
 
 
 class RefragCLI(LightningCLI):
@@ -147,6 +173,21 @@ class RefragCLI(LightningCLI):
         self.settings = RunSettings(**{name: self._get(self.config, name) for name in names})
         # Here as well as in the module: on a CPU Lightning turns fp16 into bf16 before.
         refuse_fp16(self._get(self.config, "trainer").precision)
+
+    def instantiate_classes(self) -> None:
+        """Builds everything; a setting that a class refuses is told in the class's own words.
+
+        jsonargparse wraps them into a message that lists every setting.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith("Does not validate") or error.__cause__ is None:
+                raise
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run's folder, loggers and callbacks."""

@@ -113,6 +113,27 @@ def test_a_run_writes_its_folder_and_says_how_to_go_on(config, tmp_path, capsys)
     assert [row["step"] for row in rows(second) if row["train/loss"]] == ["4", "5"]
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["test", "--model", "@", "-c", "x"], ["test", "-c", "x", "--model.init_args.init_from=@"]),
+        (["test", "--model=@", "-c", "x"], ["test", "-c", "x", "--model.init_args.init_from=@"]),
+        (["fit", "--model", "ToyModule", "-c", "x"], ["fit", "--model", "ToyModule", "-c", "x"]),
+        (["fit", "--model=ToyModule"], ["fit", "--model=ToyModule"]),
+        (["test", "--model", "owner/name"], ["test", "--model.init_args.init_from=owner/name"]),
+        (["fit", "--model"], ["fit", "--model"]),
+        (["fit", "--model.lr", "@"], ["fit", "--model.lr", "@"]),
+    ],
+)
+def test_model_takes_a_folder(tmp_path, args, expected):
+    from refrag_lightning.cli_lightning import from_folder
+
+    def put(words):
+        return [word.replace("@", str(tmp_path)) for word in words]
+
+    assert from_folder(put(args)) == put(expected)
+
+
 def test_two_runs_in_the_same_second_get_two_folders(tmp_path):
     from refrag_lightning.training.run_folder import make_run_folder
 
@@ -183,6 +204,7 @@ def test_environment_sets_options(config, tmp_path, monkeypatch):
          "wandb: expected one of ['off', 'offline', 'online'], got 'maybe'"),
         (["fit", "-c", "@", "--model", "ToiModule"],
          "model: there is no class 'ToiModule', did you mean 'ToyModule'?"),
+        (["fit", "-c", "@", "--model", "."], "model: ToyModule has no option 'init_from'"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_is_told_in_one_line(config, capsys, args, message):
@@ -222,6 +244,22 @@ def test_a_wrong_yaml_is_told_in_one_line(config, tmp_path, capsys, changes, mes
 )
 def test_a_failing_run_is_told_in_one_line(config, capsys, options, message):
     assert failure(capsys, ["fit", "--config", config, *options], code=1).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.init_args.kld_texts", "0"], "kld_texts (0) must be at least 1"),
+        (["--data.init_args.max_tokens", "0"], "max_tokens (0) must be at least 1"),
+        (["--model", "runs/nope"], "model 'runs/nope' not found: no folder"),
+    ],
+)
+def test_what_a_class_refuses_is_told_in_its_own_words(
+    tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    args = ["fit", "--config", f"{ROOT}/configs/tiny/align.yaml", *options]
+    assert failure(capsys, args, code=1).startswith(message)
 
 
 def test_a_nan_leaves_the_last_checkpoint_good(config, tmp_path, capsys):

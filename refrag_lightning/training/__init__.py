@@ -2,5 +2,16 @@
 
 from refrag_lightning.training.alignment import AlignmentModule
 from refrag_lightning.training.base import RefragLightningModule
+from refrag_lightning.training.evaluate_answers import AnswerEvaluation
+from refrag_lightning.training.evaluate_perplexity import PerplexityEvaluation
+from refrag_lightning.training.pretrain import PretrainModule
+from refrag_lightning.training.sft import SFTModule
 
-__all__ = ["AlignmentModule", "RefragLightningModule"]
+__all__ = [
+    "AlignmentModule",
+    "AnswerEvaluation",
+    "PerplexityEvaluation",
+    "PretrainModule",
+    "RefragLightningModule",
+    "SFTModule",
+]

@@ -28,34 +28,21 @@ from refrag_lightning.model.losses import (
     nearest_embedding,
     segment_mean,
     span_kld,
-    span_mse,
 )
 from refrag_lightning.text.batch import RefragBatch
-from refrag_lightning.text.tokenizer import RefragTokenizer
 from refrag_lightning.training.alignment_metrics import STUDENTS, AlignmentMetrics, replaced, report
-from refrag_lightning.training.base import RefragLightningModule
+from refrag_lightning.training.reader import ReaderModule
 
 # Spans of a training batch that are looked up among the decoder's embeddings.
 _NEAREST_SPANS = 128
 
 
-class AlignmentModule(RefragLightningModule):
+class AlignmentModule(ReaderModule):
     """Aligns projected encoder states with decoder embeddings.
 
     Args:
         encoder: Name or folder of an encoder.
         decoder: Name or folder of a causal language model.
-        compression: Tokens a row.
-        pooling: How a row's states become one vector a slot: mean, cls, last, attention, concat.
-        context: Whether the encoder reads a row alone or a window of its document.
-        chunk_by: Whose tokens a row counts.
-        num_slots: Vectors a row.
-        projector: `mlp` (2 layers, as in the paper) or `linear`.
-        init_from: Folder of an exported model to start from, in place of all of the above.
-        train: What moves: any of projector, encoder, decoder.
-        lora: Adapter on the decoder (r, alpha, dropout, target_modules); the teacher is then the
-            decoder without it.
-        train_word_embeddings: Whether the word embeddings of what trains move too.
         mse_weight: Weight of the MSE between span means.
         kld_weight: Weight of the KLD between next-token distributions.
         kld_temperature: Divides both sides' logits.
@@ -63,30 +50,17 @@ class AlignmentModule(RefragLightningModule):
         ce_weight: Weight of the cross-entropy against the teacher's most likely token.
         kld_start: Optimiser step from which the decoder is run; before it only the MSE counts.
         kld_texts: Texts of a training batch that the decoder reads; all if None.
-        tokenizer_options: Further settings of `RefragTokenizer`: header, footer,
-            max_encoder_length.
-        decoder_dtype: Weights of a frozen decoder, such as bfloat16; float32 if None.
-        lr: Peak learning rate: one number, or one a part.
-        weight_decay: Of matrices; biases, norms and scalars never decay.
-        betas: AdamW's.
-        warmup: Warm-up in optimiser steps (a whole number), or as a share of the run (0.05).
-        lr_floor: Learning rate at the end of the cosine, as a share of its peak.
+        **kwargs: Where the model comes from, what trains (the teacher is the decoder without its
+            `lora`) and the optimiser's settings; see `ReaderModule`.
     """
+
+    model: RefragModel | None  # type: ignore[assignment]
 
     def __init__(
         self,
         encoder: str = "sentence-transformers/all-MiniLM-L6-v2",
         decoder: str = "HuggingFaceTB/SmolLM2-135M-Instruct",
-        compression: int = 8,
-        pooling: Literal["mean", "cls", "last", "attention", "concat"] = "mean",
-        context: Literal["row", "document"] = "row",
-        chunk_by: Literal["encoder", "decoder"] = "encoder",
-        num_slots: int = 1,
-        projector: Literal["mlp", "linear"] = "mlp",
-        init_from: str | None = None,
-        train: list[Literal["projector", "encoder", "decoder"]] | None = None,
-        lora: dict[str, Any] | None = None,
-        train_word_embeddings: bool = False,
+        *,
         mse_weight: float = 1.0,
         kld_weight: float = 1.0,
         kld_temperature: float = 1.0,
@@ -94,13 +68,7 @@ class AlignmentModule(RefragLightningModule):
         ce_weight: float = 0.0,
         kld_start: int = 0,
         kld_texts: int | None = None,
-        tokenizer_options: dict[str, Any] | None = None,
-        decoder_dtype: str | None = None,
-        lr: float | dict[str, float] = 1e-3,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.95),
-        warmup: int | float = 0.05,
-        lr_floor: float = 0.1,
+        **kwargs: Any,
     ) -> None:
         for name, weight in (("mse", mse_weight), ("kld", kld_weight), ("ce", ce_weight)):
             if weight < 0:
@@ -109,96 +77,44 @@ class AlignmentModule(RefragLightningModule):
             raise ValueError("mse_weight, kld_weight and ce_weight are all 0: nothing is learnt")
         if kld_texts is not None and kld_texts < 1:
             raise ValueError(f"kld_texts ({kld_texts}) must be at least 1")
-        train = ["projector"] if train is None else train
-        if kld_start and ("decoder" in train or not mse_weight):
+        super().__init__(encoder, decoder, **kwargs)
+        if kld_start and ("decoder" in self.trained["parts"] or not mse_weight):
             raise ValueError(
                 f"kld_start ({kld_start}) needs a frozen decoder and an mse_weight above 0, since "
                 "nothing else is learnt before it"
             )
-        super().__init__(
-            lr=lr, weight_decay=weight_decay, betas=betas, warmup=warmup, lr_floor=lr_floor
-        )
-        self.init_from = init_from
-        self.names = (encoder, decoder)
-        self.shape: dict[str, Any] = {
-            "compression": compression,
-            "context": context,
-            "chunk_by": chunk_by,
-            "num_slots": num_slots,
-        }
-        self.build: dict[str, Any] = {
-            "pooling": pooling,
-            "projector": projector,
-            "decoder_dtype": decoder_dtype,
-        }
-        self.trained: dict[str, Any] = {
-            "parts": train,
-            "lora": lora,
-            "train_word_embeddings": train_word_embeddings,
-        }
         self.weights = {"mse": mse_weight, "kld": kld_weight, "ce": ce_weight}
         self.kld_temperature = kld_temperature
         self.kld_direction = kld_direction
         self.kld_start = kld_start
         self.kld_texts = kld_texts
-        self.tokenizer_options = tokenizer_options or {}
-        self._tokenizer: RefragTokenizer | None = None
         self._table_VD: Tensor | None = None
         self._first: dict[str, Tensor] | None = None
         self._val_clock = 0.0
         # Every name is a child module, which puts the metrics on the right device.
         self.metrics = torch.nn.ModuleDict({name: AlignmentMetrics() for name in STUDENTS})
 
-    @property
-    def tokenizer(self) -> RefragTokenizer:  # type: ignore[override]
-        """The model's tokenizer; the data module takes it from here."""
-        if self._tokenizer is None:
-            if self.init_from is not None:
-                self._tokenizer = RefragTokenizer.from_pretrained(
-                    self.init_from, **self.tokenizer_options
-                )
-            else:
-                encoder, decoder = self.names
-                self._tokenizer = RefragTokenizer.from_encoder_decoder(
-                    encoder, decoder, **self.shape, **self.tokenizer_options
-                )
-        return self._tokenizer
-
     def configure_model(self) -> None:
-        """Loads both models, or the folder to start from, and freezes what does not move.
+        """Builds the model; see `ReaderModule`.
 
         Raises:
             ValueError: If the pooling has no state for a single token, but the data asks for it.
         """
-        if self.model is not None:
-            return
-        if self.init_from is not None:
-            model = RefragModel.from_pretrained(self.init_from)
-        else:
-            encoder, decoder = self.names
-            model = RefragModel.from_encoder_decoder(encoder, decoder, **self.shape, **self.build)
+        super().configure_model()
+        pooling = self.reader.config.pooling
         spans = getattr(getattr(self._trainer, "datamodule", None), "spans", "row")
-        if spans == "token" and model.config.pooling in ("cls", "concat"):
+        if spans == "token" and pooling in ("cls", "concat"):
             raise ValueError(
                 f"spans='token' needs the states of single tokens, which pooling "
-                f"({model.config.pooling!r}) does not give; use data.spans row, or mean pooling"
+                f"({pooling!r}) does not give; use data.spans row, or mean pooling"
             )
-        model.set_trainable(**self.trained)
-        self.model = model
 
     def training_step(self, batch: AlignmentBatch, batch_idx: int) -> Tensor:
         """One step of the weighted losses, logged as `train/…`."""
-        model = self._model
+        model = self.reader
         student_BSD, teacher_BSD = self._embed(batch)
-        losses = {
-            "mse": span_mse(
-                student_BSD.flatten(0, 1),
-                batch.student_spans.flatten(),
-                teacher_BSD.flatten(0, 1),
-                batch.teacher_spans.flatten(),
-                batch.num_spans,
-            )
-        }
+        student_PD, teacher_PD = self._span_means(batch, student_BSD, teacher_BSD)
+        losses = {"mse": F.mse_loss(student_PD, teacher_PD)}
         figures: dict[str, Any] = {}
         if self.global_step >= self.kld_start and (self.weights["kld"] or self.weights["ce"]):
             num_texts = min(self.kld_texts or batch.num_texts, batch.num_texts)
@@ -213,7 +129,6 @@ class AlignmentModule(RefragLightningModule):
                 figures["top1"] = same_P.float().mean()
         loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         with torch.no_grad():
-            student_PD, teacher_PD = self._span_means(batch, student_BSD, teacher_BSD)
             mse_of_mean = F.mse_loss(model.mean_embedding().expand_as(teacher_PD), teacher_PD)
             figures["explained_variance"] = explained_variance(losses["mse"], mse_of_mean)
             every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -255,18 +170,13 @@ class AlignmentModule(RefragLightningModule):
         if self.trainer.is_global_zero:
             print(f"\n{report(table, first=self._first)}\n")
 
-    @property
-    def _model(self) -> RefragModel:
-        assert isinstance(self.model, RefragModel)
-        return self.model
-
     def _embed(self, batch: AlignmentBatch) -> tuple[Tensor, Tensor]:
         """What the decoder reads: (B, S, D) of the student, (B, S', D) of the teacher."""
         if not batch.num_spans:
             raise NoSpansError(f"none of the {batch.num_texts} texts of the batch has a span")
-        student_BSD = self._model.embed(batch.student)
+        student_BSD = self.reader.embed(batch.student)
         with torch.no_grad():
-            teacher_BSD = self._model.get_input_embeddings()(batch.teacher["input_ids"])
+            teacher_BSD = self.reader.get_input_embeddings()(batch.teacher["input_ids"])
         return student_BSD, teacher_BSD
 
     def _span_means(
@@ -287,7 +197,7 @@ class AlignmentModule(RefragLightningModule):
         )
 
     def _teacher_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
-        with torch.no_grad(), without_adapter(self._model.decoder):
+        with torch.no_grad(), without_adapter(self.reader.decoder):
             return self._logits(batch.teacher, embeds, batch.teacher_last, batch, num_texts)
 
     def _student_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
@@ -303,13 +213,13 @@ class AlignmentModule(RefragLightningModule):
     ) -> Tensor:
         """Next-token logits (P, V) after each span of the first texts, in one decoder pass."""
         texts = {name: side[name][:num_texts] for name in ("attention_mask", "position_ids")}
-        hidden_BSD = self._model.hidden(texts, inputs_embeds=embeds_BSD[:num_texts])
+        hidden_BSD = self.reader.hidden(texts, inputs_embeds=embeds_BSD[:num_texts])
         num_spans = sum(batch.spans_of_texts[:num_texts])
-        return self._model.head(hidden_BSD.flatten(0, 1)[last_P[:num_spans]])
+        return self.reader.head(hidden_BSD.flatten(0, 1)[last_P[:num_spans]])
 
     def _nearest(self, batch: AlignmentBatch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
         """Of the first spans: how many lie nearest to the right embedding, how many could."""
-        decoder = self._model.decoder
+        decoder = self.reader.decoder
         if self._table_VD is None or word_embeddings(decoder).weight.requires_grad:
             self._table_VD = torch.cat(list(embedding_slices(decoder)))
         nearest_P = nearest_embedding(student_PD, self._table_VD)
@@ -321,7 +231,7 @@ class AlignmentModule(RefragLightningModule):
         """Adds a batch to the metrics of each student; the teacher reads it once."""
         student_BSD, teacher_BSD = self._embed(batch)
         teacher_PV = self._teacher_logits(batch, teacher_BSD, batch.num_texts)
-        mean_D = self._model.mean_embedding()
+        mean_D = self.reader.mean_embedding()
         slot_ids_BS = batch.student["slot_ids"]
         for name in students:
             vectors_BSD = replaced(student_BSD, slot_ids_BS, by=name, mean_D=mean_D)

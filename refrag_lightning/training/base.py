@@ -32,6 +32,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
+from refrag_lightning.model.trainable import TrainableParts
 from refrag_lightning.training.finite import FiniteWatch
 from refrag_lightning.training.optim import WarmupCosine, adamw, parameter_groups
 from refrag_lightning.training.random_states import RandomStates
@@ -114,16 +115,22 @@ class RefragLightningModule(LightningModule):
     def log_train(self, metrics: dict[str, Any], *, num_tokens: int = 0) -> None:
         """Logs `train/<name>` for each metric, every `log_every_n_steps`, and counts tokens.
 
+        To be called once a step. A metric that a batch has no value of (a task that it lacks) is
+        not logged for it.
+
         Args:
             metrics: Name -> scalar, float or torchmetrics metric.
             num_tokens: Tokens of this batch on this rank, for the tokens per second.
         """
         self.num_tokens += num_tokens
-        self.log_dict(
-            {f"train/{name}": value for name, value in metrics.items()},
-            on_step=True,
-            on_epoch=False,
-        )
+        named = {f"train/{name}": value for name, value in metrics.items()}
+        # Lightning would go on to log the value of an earlier batch.
+        results = self.trainer._results
+        if results is not None:
+            kept = {f"training_step.{name}" for name in named}
+            for key in [k for k in results if k.startswith("training_step.") and k not in kept]:
+                del results[key]
+        self.log_dict(named, on_step=True, on_epoch=False)
 
     # Optimiser
 
@@ -199,6 +206,11 @@ class RefragLightningModule(LightningModule):
         `from_pretrained` returns eval mode and Lightning keeps what it finds.
         """
         assert self.model is not None, "configure_model has to build self.model"
+        # Sets the model's own flag too, by which it connects what a batch leaves out, and leaves
+        # frozen layers that compute their activations again in the mode that they need for it.
+        self.model.train()
+        if isinstance(self.model, TrainableParts):
+            return
         for part in self.model.children():
             part.train(any(parameter.requires_grad for parameter in part.parameters()))
 

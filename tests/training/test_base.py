@@ -1,3 +1,5 @@
+import csv
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -5,6 +7,7 @@ from torch import nn
 
 from refrag_lightning.training.base import refuse_fp16
 from refrag_lightning.training.finite import FiniteWatch, NonFiniteError
+from refrag_lightning.training.metrics_csv import MetricsCSV
 from refrag_lightning.training.optim import part_of, warmup_cosine
 from refrag_lightning.training.run_folder import default_name
 from refrag_lightning.training.trained_state import frozen_keys
@@ -21,14 +24,13 @@ def module():
 def trainer(tmp_path, **options):
     return Trainer(
         accelerator="cpu",
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        **{"max_steps": 3, **options},
+        **{"max_steps": 3, "logger": False, **options},
     )
 
 
@@ -90,6 +92,22 @@ def test_the_stop_comes_before_the_optimiser_steps(tmp_path):
     with pytest.raises(NonFiniteError, match="the loss of batch 2 of epoch 0 is nan"):
         trainer(tmp_path).fit(module, ToyDataModule())
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_a_metric_is_logged_only_for_batches_that_have_it(tmp_path):
+    class Sometimes(ToyModule):
+        def training_step(self, batch, batch_idx):
+            loss = self._loss(batch)
+            extra = {"even": float(batch_idx)} if batch_idx % 2 == 0 else {}
+            self.log_train({"loss": loss, **extra})
+            return loss
+
+    logger = MetricsCSV(tmp_path)
+    options = {"logger": logger, "log_every_n_steps": 1, "max_steps": 5}
+    trainer(tmp_path, **options).fit(Sometimes(lr=0.01), ToyDataModule())
+    rows = list(csv.DictReader(logger.path.open()))
+    rows = [row for row in rows if row["train/loss"]]
+    assert [row["train/even"] for row in rows] == ["0.0", "", "2.0", "", "4.0"]
 
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,11 +20,14 @@ from refrag_lightning.training.checkpoints import Checkpoints
 from refrag_lightning.training.metrics_csv import MetricsCSV
 from tests.training.toy import ToyDataModule, ToyModule, ToyStreamDataModule
 
-# 46 samples in batches of 4: an epoch is 12 batches, the last one short. The stream yields 72
-# samples a reading, in blocks that end within batches.
+# 46 samples in batches of 4: an epoch is 12 batches, the last one short. They have 136 tokens: in
+# batches of 12 an epoch is 12 batches of a varying number of samples. The stream yields 72 samples
+# a reading, in blocks that end within batches.
 DATA = {
     "dataset": (ToyDataModule, {}),
     "dataset, 2 workers": (ToyDataModule, {"num_workers": 2}),
+    "dataset, by tokens": (ToyDataModule, {"tokens_per_batch": 12}),
+    "dataset, by tokens, 2 workers": (ToyDataModule, {"tokens_per_batch": 12, "num_workers": 2}),
     "stream": (ToyStreamDataModule, {}),
     "stream, 2 workers": (ToyStreamDataModule, {"num_workers": 2}),
     "stream, 2 workers, epochs of 7": (
@@ -46,6 +50,8 @@ TRAINER = {
 }
 CASES = [("dataset", name) for name in TRAINER] + [
     ("dataset, 2 workers", "steps"),
+    ("dataset, by tokens", "epochs"),
+    ("dataset, by tokens, 2 workers", "steps"),
     ("stream", "steps"),
     ("stream", "validated every 5 over epochs"),
     ("stream, 2 workers", "steps"),
@@ -158,6 +164,14 @@ def test_a_run_killed_in_mid_epoch_goes_on_from_the_command_line(tmp_path, monke
     # Nothing that was logged before the kill is lost.
     assert metrics(killed) == expected[: len(metrics(killed))]
     assert metrics(killed)[-1]["step"] == "21"
+
+
+def test_batches_by_tokens_need_data_with_lengths():
+    data = ToyDataModule(tokens_per_batch=12)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+    data.training_data = lambda: [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"tokens_per_batch \(12\) needs data that says how long"):
+        data.train_dataloader()
 
 
 def test_a_stream_refuses_another_number_of_workers(tmp_path):

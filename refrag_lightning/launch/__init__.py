@@ -1,0 +1,1 @@
+"""Starting runs: chains of them, one after another."""

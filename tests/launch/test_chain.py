@@ -1,0 +1,165 @@
+"""Chains of runs: names, what is run again, and a chain that is broken off."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import yaml
+
+from refrag_lightning.cli import main
+from refrag_lightning.launch import chain as chain_module
+from refrag_lightning.launch.chain import Chain, chain
+
+ROOT = Path(__file__).parents[2]
+CHAINS = sorted((ROOT / "configs" / "chains").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_chain(**parts):
+        path = tmp_path / "chain.yaml"
+        path.write_text(yaml.safe_dump(parts, sort_keys=False))
+        return path
+
+    return write_chain
+
+
+class FakeProcess:
+    """A run that makes its folder and ends as it is told to."""
+
+    commands: ClassVar[list[list[str]]] = []
+    ends: ClassVar[list[int | None]] = []
+
+    def __init__(self, command):
+        self.commands.append(command[3:])
+        words = command[3:]
+        out, name = words[words.index("--runs_dir") + 1], words[words.index("--name") + 1]
+        self.folder = Path(out) / name / f"2026-01-01_00-00-{len(self.commands):02d}"
+        (self.folder / "checkpoints").mkdir(parents=True)
+        if words[0] == "fit":
+            (self.folder / "checkpoints" / "last.ckpt").touch()
+        else:
+            (self.folder / "report.md").write_text("# A report\n\nGood.\n")
+        self.returncode = self.ends.pop(0) if self.ends else 0
+
+    def wait(self, timeout=None):
+        if self.returncode is None:
+            self.returncode = 143
+            raise subprocess.TimeoutExpired("run", timeout)
+
+    def send_signal(self, number):
+        pass
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    monkeypatch.setattr(FakeProcess, "commands", [])
+    monkeypatch.setattr(FakeProcess, "ends", [])
+    monkeypatch.setattr(chain_module, "_start", FakeProcess)
+    return FakeProcess
+
+
+def test_folders_and_variables_are_put_in_and_finished_stages_are_left_alone(write, runs, tmp_path):
+    file = write(
+        variables={"text": None, "steps": 5},
+        stages={
+            "one": "fit --config a.yaml --paths {text}",
+            "two": "fit --config b.yaml --model {one} --steps {steps}",
+            "three": "test --config c.yaml --model {two}",
+        },
+    )
+    out = tmp_path / "out"
+    chain(str(file), str(out), set={"text": "my corpus"})
+    first = out / "one" / "2026-01-01_00-00-01"
+    second = out / "two" / "2026-01-01_00-00-02"
+    common = ["--runs_dir", str(out), "--name"]
+    assert runs.commands == [
+        ["fit", "--config", "a.yaml", "--paths", "my corpus", *common, "one"],
+        ["fit", "--config", "b.yaml", "--model", str(first), "--steps", "5", *common, "two"],
+        ["test", "--config", "c.yaml", "--model", str(second), *common, "three"],
+    ]
+    results = (out / "results.md").read_text()
+    assert "## three\n\n## A report\n\nGood." in results
+    assert "| one | - | - | 0.0 |" in results
+    chain(str(file), str(out), set={"text": "my corpus"})
+    assert len(runs.commands) == 3
+
+
+def test_a_stage_that_was_broken_off_goes_on_from_its_checkpoint(write, runs, tmp_path, capsys):
+    file = write(stages={"one": "fit --config a.yaml", "two": "fit --config b.yaml --model {one}"})
+    out = tmp_path / "out"
+    runs.ends = [0, None]
+    with pytest.raises(SystemExit) as ended:
+        chain(str(file), str(out), minutes=1)
+    assert ended.value.code == 3 and "time is up in two" in capsys.readouterr().out
+    assert not (out / "results.md").exists()
+    chain(str(file), str(out))
+    checkpoint = out / "two" / "2026-01-01_00-00-02" / "checkpoints" / "last.ckpt"
+    assert runs.commands[2][-2:] == ["--ckpt_path", str(checkpoint)]
+    assert len(runs.commands) == 3
+
+
+def test_a_stage_whose_command_has_changed_runs_again(write, runs, tmp_path):
+    out = tmp_path / "out"
+    chain(str(write(stages={"one": "test --config a.yaml"})), str(out))
+    chain(str(write(stages={"one": "test --config b.yaml"})), str(out))
+    assert [command[2] for command in runs.commands] == ["a.yaml", "b.yaml"]
+
+
+def test_a_failure_is_told_and_kept(write, runs, tmp_path):
+    file = write(stages={"one": "test --config a.yaml", "two": "test --config b.yaml"})
+    runs.ends = [0, 2]
+    with pytest.raises(ChildProcessError, match="'two' failed with exit code 2"):
+        chain(str(file), str(tmp_path / "out"))
+    stages = json.loads((tmp_path / "out" / "chain.json").read_text())["stages"]
+    assert [stage["done"] for stage in stages] == [True, False]
+
+
+def test_only_some_stages(write, runs, tmp_path):
+    file = write(stages={"one": "fit --config a.yaml", "two": "fit --config b.yaml --model {one}"})
+    with pytest.raises(ValueError, match="'two' needs stage 'one', which is not finished"):
+        chain(str(file), str(tmp_path), only=["two"])
+    with pytest.raises(ValueError, match="no stage 'three', only one, two"):
+        chain(str(file), str(tmp_path), only=["three"])
+    assert not runs.commands
+
+
+@pytest.mark.parametrize(
+    ("parts", "values", "message"),
+    [
+        ({"title": "nothing"}, {}, "has no stages"),
+        ({"stages": {"a": "fit {b}", "b": "fit"}}, {}, "'a' of .* names 'b'"),
+        ({"stages": {"a": "fit"}}, {"x": "1"}, "no variable 'x'; it has none"),
+    ],
+)
+def test_what_is_no_chain(write, tmp_path, parts, values, message):
+    with pytest.raises(ValueError, match=message):
+        Chain(write(**parts), tmp_path / "out", values)
+
+
+def test_a_variable_without_a_value(write, runs, tmp_path):
+    file = write(variables={"text": None}, stages={"one": "fit --paths {text}"})
+    with pytest.raises(ValueError, match=r"'one' needs a value: --set.text VALUE"):
+        chain(str(file), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
+def test_every_chain_has_commands_that_parse(path, tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    values = {name: "x" for name in yaml.safe_load(path.read_text()).get("variables") or {}}
+    run = Chain(path, tmp_path / "out", values)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for stage in run.stages.values():
+        stage.folder, stage.done = str(folder), True
+        with pytest.raises(SystemExit) as ended:
+            main([*run.arguments(stage.name), "--print_config"])
+        assert ended.value.code == 0, shlex.join(run.arguments(stage.name))
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["name"] == stage.name
