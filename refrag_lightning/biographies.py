@@ -50,7 +50,7 @@ FACTS = (
     Fact(
         "birthplace",
         "place",
-        ("was born in {value}", "comes from {value}", "spent a childhood in {value}"),
+        ("was born in {value}", "comes from {value}", "is a native of {value}"),
         ("Where was {name} born?", "Where does {name} come from?"),
         "Where was the teacher of {name} born?",
     ),
@@ -64,7 +64,7 @@ FACTS = (
     Fact(
         "home",
         "place",
-        ("lives in {value}", "has a house in {value}", "settled in {value}"),
+        ("lives near {value}", "has a house outside {value}", "settled beside {value}"),
         ("Where does {name} live?", "Where is the home of {name}?"),
         "Where does the teacher of {name} live?",
     ),

@@ -30,7 +30,7 @@ import refrag_lightning.training  # noqa: F401  # short class names need the cla
 from refrag_lightning.cli import UsageError
 from refrag_lightning.cli_errors import explain
 from refrag_lightning.data.resume import ResumableDataModule
-from refrag_lightning.training.base import RefragLightningModule, refuse_fp16
+from refrag_lightning.training.base import RefragLightningModule, check_precision
 from refrag_lightning.training.callbacks import ProgressLine, SpeedMonitor, ValidateFirst
 from refrag_lightning.training.checkpoints import Checkpoints
 from refrag_lightning.training.metrics_csv import MetricsCSV
@@ -172,7 +172,7 @@ class RefragCLI(LightningCLI):
         names = [field.name for field in dataclasses.fields(RunSettings)]
         self.settings = RunSettings(**{name: self._get(self.config, name) for name in names})
         # Here as well as in the module: on a CPU Lightning turns fp16 into bf16 before.
-        refuse_fp16(self._get(self.config, "trainer").precision)
+        check_precision(self._get(self.config, "trainer").precision)
 
     def instantiate_classes(self) -> None:
         """Builds everything; a setting that a class refuses is told in the class's own words.

@@ -12,7 +12,10 @@ from refrag_lightning.cli import main
 from refrag_lightning.training import AlignmentModule
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+# A chain of runs is no configuration of one: tests/launch/test_chain.py has those.
+CONFIGS = [
+    path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "chains"
+]
 NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
 
 
@@ -48,6 +51,36 @@ def test_every_command_at_its_head_parses(name, in_tmp, capsys):
         assert ended.value.code == 0
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["model"]["class_path"].startswith("refrag_lightning.")
+
+
+def test_every_command_of_the_recipes_page_parses(in_tmp, capsys):
+    text = (ROOT / "docs" / "recipes.md").read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("python -m refrag_lightning")]
+    assert len(commands) > 10
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(command)[3:], "--print_config"])
+        if command.split()[3] == "generate":
+            # It has no configuration to print; the options before it were understood.
+            assert "print_config" in capsys.readouterr().err, command
+            continue
+        # A run's own config.yaml is not there.
+        missing = "runs/smollm2-sft/RUN/config.yaml" in command
+        assert ended.value.code == (2 if missing else 0), command
+        capsys.readouterr()
+
+
+def test_the_mixture_of_the_recipes_page_goes_into_a_copy_of_a_recipe(in_tmp, capsys):
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    block = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    recipe = yaml.safe_load((ROOT / "configs/smollm2/4_sft.yaml").read_text())
+    recipe["data"]["init_args"] |= block["data"]["init_args"]
+    Path("mixture.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "mixture.yaml", "--print_config"])
+    assert ended.value.code == 0
+    sources = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["sources"]
+    assert [source["weight"] for source in sources] == [0.5, 1.0]
 
 
 def _rows(folder):

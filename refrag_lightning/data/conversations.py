@@ -82,6 +82,11 @@ class Conversation:
         """Whether the assistant has the last word."""
         return bool(self.turns) and self.turns[-1].role == "assistant"
 
+    @property
+    def answer(self) -> str:
+        """What the last turn says, without citations."""
+        return "".join(part for part in self.turns[-1].content if isinstance(part, str))
+
 
 def fill(
     conversation: Conversation, passages: Sequence[Passage], *, documents: bool = True

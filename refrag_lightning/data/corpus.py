@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from refrag_lightning.cache import build_folder, cache_dir
 from refrag_lightning.data.sources import Split, TextSource
+from refrag_lightning.text.packing import is_white_space
 from refrag_lightning.text.plain import PlainTokenizer
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
@@ -240,7 +241,7 @@ def _write(texts: list[str], tokenizer: RefragTokenizer, writer: Any) -> int:
 
 def _cuts(characters: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Where a text may be cut, in characters: before the white space of each word."""
-    is_space = np.isin(characters, _WHITE_SPACE)
+    is_space = is_white_space(characters)
     words = np.flatnonzero(is_space[1:] & ~is_space[:-1]) + 1
     cuts = np.concatenate([[0], words, [len(characters)]])
     # Tokens of the word that each token lies in.
@@ -252,10 +253,6 @@ def _cuts(characters: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 def _utf8_sizes(characters: np.ndarray) -> np.ndarray:
     return 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
-
-
-# U+3000 is the last white space character of Unicode.
-_WHITE_SPACE = np.asarray([code for code in range(0x3001) if chr(code).isspace()], np.uint32)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from refrag_lightning.text.batch import RefragBatch
-from refrag_lightning.text.lines import IGNORED, Positions, lay_out
+from refrag_lightning.text.lines import IGNORED
 from refrag_lightning.text.segments import Segment
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
@@ -62,8 +62,9 @@ class TextBatch:
         text_ids: (P,) which of the batch's texts each target belongs to.
         tasks: The tasks in the batch, sorted.
         ids: The texts' ids.
-        prompts: What generation starts from, padded on the left, or None.
-        references: The right answers of each text.
+        prompts: What generation starts from, padded on the left, of the examples that have a
+            prompt; or None.
+        references: The right answers to each prompt.
         num_tokens: Positions that the student's decoder reads, padding not counted.
     """
 
@@ -130,20 +131,20 @@ def collate(
             them. A text that is longer makes the lines of its batch as long as itself.
 
     Raises:
-        ValueError: If an example has no target, or only some have a prompt.
+        ValueError: If an example has no target.
     """
     if compression is not None:
         tokenizer = tokenizer.at(compression)
     texts = [example.segments for example in examples]
     for example in examples:
         _check_target(example, any(s.train and s.text for s in example.segments))
-    expand: Any = [example.expand for example in examples]
-    student = tokenizer.build(texts, expand=expand, padding_side="right")
-    student = pack_lines(student, tokenizer, line_length)
+    layout: Any = {"padding_side": "right", "line_length": line_length}
+    reading = _reading(examples)
+    student = tokenizer.build(texts, **reading, **layout)
     full = None
     if teacher:
-        full = tokenizer.build(texts, expand="all", padding_side="right")
-        full = pack_lines(full, tokenizer, line_length)
+        text: dict[str, Any] = {"text_only": True}
+        full = student if reading == text else tokenizer.build(texts, **text, **layout)
     sides = [_Targets.of(side) for side in (student, full) if side is not None]
     # A document without one encoder token stands only on the teacher's side: a text that opens
     # with it has a first token less to predict on the student's.
@@ -166,48 +167,23 @@ def collate(
         tasks=tasks,
         ids=tuple(example.id for example in examples),
         prompts=_prompts(examples, tokenizer),
-        references=tuple(example.references for example in examples),
+        references=tuple(e.references for e in examples if e.prompt is not None),
         num_tokens=int(student["attention_mask"].sum()),
     )
 
 
-def text_lengths(batch: RefragBatch) -> np.ndarray:
-    """Positions of each text (B,) of a batch that is not packed."""
-    assert "segment_ids" not in batch
+def text_lengths(examples: Sequence[Example], tokenizer: RefragTokenizer) -> np.ndarray:
+    """Positions that the student's decoder reads of each example (N,), rows counted as rows."""
+    texts = [example.segments for example in examples]
+    batch = tokenizer.build(texts, **_reading(examples), padding_side="right")
     return batch["attention_mask"].numpy().sum(axis=1)
 
 
-def pack_lines(
-    batch: RefragBatch, tokenizer: RefragTokenizer, line_length: int | None
-) -> RefragBatch:
-    """Packs a batch whose texts are padded on the right, in place; None leaves it as it is.
-
-    Unlike `tokenizer.build(line_length=…)` it takes any text: how many positions passages drawn at
-    random take is known only once they are tokenized.
-
-    Args:
-        batch: The batch.
-        tokenizer: What built it.
-        line_length: Positions of a line, where no text is longer.
-    """
-    if line_length is None:
-        return batch
-    lengths = text_lengths(batch)
-    names = [name for name in ("input_ids", "slot_ids", "labels") if name in batch]
-    texts = []
-    for number, length in enumerate(lengths.tolist()):
-        ids, slots, *labels = (batch[name][number, :length].numpy() for name in names)
-        text = Positions()
-        text.add(ids, slots=slots, labels=labels[0] if labels else None)
-        texts.append(text)
-    laid_out = lay_out(
-        texts,
-        padding_side="right",
-        padding_id=tokenizer.assembler.decoder_pad_id,
-        line_length=max(line_length, int(lengths.max(initial=0))),
-    )
-    batch.update(laid_out)
-    return batch
+def _reading(examples: Sequence[Example]) -> dict[str, Any]:
+    """How a batch's documents are read, as arguments of `RefragTokenizer.build`."""
+    if all(example.expand == "all" for example in examples):
+        return {"text_only": True}
+    return {"expand": [example.expand for example in examples]}
 
 
 @dataclass(frozen=True)
@@ -244,14 +220,11 @@ class _Targets:
 
 
 def _prompts(examples: Sequence[Example], tokenizer: RefragTokenizer) -> RefragBatch | None:
-    prompts = [example.prompt for example in examples if example.prompt is not None]
-    if not prompts:
+    asked = [example for example in examples if example.prompt is not None]
+    if not asked:
         return None
-    if len(prompts) < len(examples):
-        without = next(example.id for example in examples if example.prompt is None)
-        raise ValueError(f"example {without!r} has no prompt, and others of its batch have one")
-    expand: Any = [example.expand for example in examples]
-    return tokenizer.build(prompts, expand=expand, padding_side="left")
+    prompts = [example.prompt or () for example in asked]
+    return tokenizer.build(prompts, **_reading(asked), padding_side="left")
 
 
 def _check_target(example: Example, has_target: bool) -> None:

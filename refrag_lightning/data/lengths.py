@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,5 @@ def cached_lengths(
 def _measure(examples: Iterator[Example], tokenizer: RefragTokenizer, path: Path) -> None:
     lengths = [np.zeros(0, dtype=np.int64)]
     while chunk := list(islice(examples, _AT_ONCE)):
-        lengths.append(_lengths(chunk, tokenizer))
+        lengths.append(text_lengths(chunk, tokenizer))
     np.save(path, np.concatenate(lengths))
-
-
-def _lengths(examples: Sequence[Example], tokenizer: RefragTokenizer) -> np.ndarray:
-    expand: Any = [example.expand for example in examples]
-    batch = tokenizer.build([e.segments for e in examples], expand=expand, padding_side="right")
-    return text_lengths(batch)

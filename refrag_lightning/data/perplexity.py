@@ -24,7 +24,7 @@ from refrag_lightning.text.segments import Segment
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
 ContextReading = Literal["full", "none", "last", "compressed"]
-"""How a context is read: as tokens; not at all; its last tokens, as many as its rows; as rows."""
+"""How a context is read: as tokens; not at all; its last tokens, as many as rows take; as rows."""
 
 _READINGS: dict[ContextReading, Reading] = {
     "full": "text",
@@ -165,7 +165,7 @@ class PerplexityDataModule(CorpusDataModule):
         text, at = self._place(self.corpus("test"), window.number)
         first = text.before(at, context, "decoder")
         if reading == "last":
-            first = text.before(at, self._num_rows(text, first, at, window.rate), "decoder")
+            first = text.before(at, self._num_slots(text, first, at, window.rate), "decoder")
         # The word that stands before the targets.
         word = text.after(at, 1, "decoder")
         end = text.after(word, max(self.continuations), "decoder")
@@ -223,9 +223,10 @@ class PerplexityDataModule(CorpusDataModule):
         )
         return text, text.after(first, max(self.contexts), "decoder")
 
-    def _num_rows(self, text: CorpusText, first: int, place: int, rate: int) -> int:
-        """How many rows the context takes."""
+    def _num_slots(self, text: CorpusText, first: int, place: int, rate: int) -> int:
+        """How many positions the context's rows take."""
         if self.tokenizer.encoder is None:
             return -(-int(text.decoder[place] - text.decoder[first]) // rate)
-        (document,) = self.tokenizer.at(rate).pack([text.between(first, place)])
-        return document.num_rows
+        tokenizer = self.tokenizer.at(rate)
+        (document,) = tokenizer.pack([text.between(first, place)])
+        return int(tokenizer.assembler.slots_of_rows(document.row_sizes).sum())

@@ -79,7 +79,8 @@ class QuestionBatch:
 
     Attributes:
         asked: The questions.
-        others: For each the documents of another question, as texts; none in common with its own.
+        others: For each the documents of another question, as texts, none in common with its own;
+            empty where no question has others.
     """
 
     asked: list[AskedQuestion]
@@ -206,7 +207,9 @@ class QuestionDataModule(ResumableDataModule):
             chosen = draw.sample([*gold, *rest], len(gold) + len(rest))
         else:
             last = len(rest)
-            place = {"gold_first": 0, "gold_last": last}.get(self.order, index % (last + 1))
+            # With numbers of passages dealt out in turn, each number has every place.
+            turn = index // len(self.counts or [0])
+            place = {"gold_first": 0, "gold_last": last}.get(self.order, turn % (last + 1))
             chosen = [*rest[:place], *gold, *rest[place:]]
         return [passages[place] for place in chosen]
 
@@ -221,20 +224,20 @@ class QuestionDataModule(ResumableDataModule):
 
     def collate(self, samples: list[int]) -> QuestionBatch:
         """The batch of the questions of these numbers."""
-        questions = self.questions
+        others = [self.other(n) for n in samples]
         return QuestionBatch(
-            [questions[n] for n in samples],
-            [[passage.text for passage in questions[self.other(n)].passages] for n in samples],
+            [self.questions[n] for n in samples],
+            [[p.text for p in other.passages] if other is not None else [] for other in others],
         )
 
-    def other(self, index: int) -> int:
+    def other(self, index: int) -> AskedQuestion | None:
         """The next question that has passages, none of them in common with this one's.
 
-        Several questions on the same passages may stand side by side. A question without passages
-        has no use for another one, and gets itself where there is none.
+        Several questions on the same passages may stand side by side. None where no question has
+        other passages.
 
-        Raises:
-            ValueError: If the question has passages and there is no such other question.
+        Args:
+            index: The number of this one.
         """
         questions = self.questions
         own = {passage.text for passage in questions[index].passages}
@@ -242,13 +245,8 @@ class QuestionDataModule(ResumableDataModule):
             place = (index + step) % len(questions)
             texts = [passage.text for passage in questions[place].passages]
             if texts and own.isdisjoint(texts):
-                return place
-        if not own:
-            return index
-        raise ValueError(
-            f"question {questions[index].id!r} needs another one with other passages, for the "
-            f"control that reads those, and none of the {len(questions)} questions has them"
-        )
+                return questions[place]
+        return None
 
     def test_dataloader(self) -> DataLoader:
         """All questions, each rank its share."""

@@ -64,6 +64,9 @@ class Question:
 class QuestionSource(HeldOut):
     """Base of the sources of questions.
 
+    Questions in a row on the same passages, as SQuAD has them, are held out together: their
+    passages stand in one split.
+
     Args:
         held_out: Share of the questions for validation, and the same again for test.
         limit: Most questions that are read; None reads all.
@@ -74,8 +77,8 @@ class QuestionSource(HeldOut):
         raise NotImplementedError
 
     def questions(self, split: Split) -> Iterator[Question]:
-        """Yields the questions of one split."""
-        return self._split(self.read(), split)
+        """Yields the questions of one split; those on the same passages in a row stay together."""
+        return self._split(self.read(), split, lambda question: question.passages or None)
 
 
 class JsonLinesQuestions(QuestionSource):

@@ -176,6 +176,14 @@ class ResumableDataModule(LightningDataModule):
             generator=torch.Generator(),
         )
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Moves a batch; to a GPU without waiting for it, as Lightning does for tensors alone."""
+        if device.type == "cuda" and hasattr(batch, "pin_memory"):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the training data, for the checkpoint."""
         return self._loader.state_dict() if self._loader is not None else {}

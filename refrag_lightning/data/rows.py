@@ -6,7 +6,7 @@ import glob
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -38,10 +38,22 @@ class HeldOut:
         """Plain data that changes whenever the items may have changed; a cache is named by it."""
         raise NotImplementedError
 
-    def _split(self, items: Iterable[T], split: Split) -> Iterator[T]:
-        """Yields the items of one split."""
+    def _split(
+        self, items: Iterable[T], split: Split, group: Callable[[T], Any] | None = None
+    ) -> Iterator[T]:
+        """Yields the items of one split.
+
+        Args:
+            items: All items.
+            split: Which split.
+            group: Items in a row with the same value of it (not None) go together, as one.
+        """
         period = round(1 / self.held_out) if self.held_out else 0
-        for number, item in enumerate(islice(items, self.limit)):
+        number, before = -1, None
+        for item in islice(items, self.limit):
+            value = group(item) if group is not None else None
+            number += value is None or value != before
+            before = value
             place = number % period if period else 0
             # The last two of each period are held out, so the first item is always for training.
             held = {period - 1: "val", period - 2: "test"}.get(place, "train")

@@ -39,7 +39,7 @@ class SFTDataModule(ResumableDataModule):
         val_source: Validation conversations; what `sources` hold out if None.
         test_source: Conversations of the report; what `sources` hold out for it if None.
         read: How documents are read: as rows (compressed), as text, or not at all (none).
-        expand_share: With `read: compressed`, share of the rows that stay tokens.
+        expand_share: With `read: compressed`, share of the training rows that stay tokens.
         num_passages: Passages a conversation is read with, a number or the least and the most; all
             if None.
         order: Of the passages: the retriever's (given), drawn anew (shuffled), or the gold ones
@@ -192,6 +192,7 @@ class SFTDataModule(ResumableDataModule):
         conversation: Conversation,
         passages: Sequence[Passage],
         *,
+        split: Split = "train",
         with_prompt: bool = False,
     ) -> Example:
         """The example that a conversation becomes with its passages.
@@ -199,20 +200,24 @@ class SFTDataModule(ResumableDataModule):
         Args:
             conversation: The conversation.
             passages: What it is read with, in order.
+            split: What it is read for; rows stay tokens in training alone.
             with_prompt: Whether to give what the last answer is generated from.
         """
         messages = fill(conversation, passages, documents=self.read != "none")
-        expand: str | float = "all" if self.read == "text" else self.expand_share or "none"
-        prompt = None
+        share = self.expand_share if split == "train" else 0.0
+        expand: str | float = "all" if self.read == "text" else share or "none"
+        prompt, references = None, ()  # type: tuple[Segment, ...] | None, tuple[str, ...]
         if with_prompt and conversation.ends_with_answer:
             prompt = self._rendered(messages[:-1], add_generation_prompt=True)
+            # What chat data gives no references for is answered as it says.
+            references = conversation.references or (conversation.answer,)
         return Example(
             self._rendered(messages, add_generation_prompt=False),
             task=conversation.task,
             id=conversation.id,
             expand=expand,
             prompt=prompt,
-            references=conversation.references,
+            references=references,
         )
 
     def collate(self, samples: list[Conversation]) -> TextBatch:
@@ -257,14 +262,14 @@ class SFTDataModule(ResumableDataModule):
     def _drawn(
         self, samples: list[Conversation], split: Split, *, with_prompt: bool = False
     ) -> list[Example]:
-        # Prompts stand for a whole batch; a conversation that the user ends has nothing to answer.
-        with_prompt = with_prompt and all(sample.ends_with_answer for sample in samples)
         if split not in self._pools:
             parts = self.conversations(split)
             self._pools[split] = [c for part in parts for c in part if c.passages]
         pool = self._pools[split]
         return [
-            self.example(sample, self.choice.draw(sample, pool), with_prompt=with_prompt)
+            self.example(
+                sample, self.choice.draw(sample, pool), split=split, with_prompt=with_prompt
+            )
             for sample in samples
         ]
 

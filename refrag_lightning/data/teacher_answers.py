@@ -21,10 +21,10 @@ from filelock import FileLock
 from refrag_lightning.cache import cache_dir, file_sha256
 from refrag_lightning.data.conversations import Conversation, fill
 from refrag_lightning.data.questions import Passage
-from refrag_lightning.text.segments import render_chat
+from refrag_lightning.text.segments import end_ids, render_chat
 
 # Part of the cache's key: raise it when the same model and conversations give other answers.
-_VERSION = 1
+_VERSION = 2
 _MODEL_FILES = (".json", ".safetensors")
 
 
@@ -92,25 +92,30 @@ class TeacherAnswers:
         device: Any,
         start: int,
     ) -> None:
+        from refrag_lightning.model.generation import stop_ids
         from refrag_lightning.model.load import load
 
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         model, tokenizer = load(self.model, device=device, dtype=dtype)
         model.eval()
+        style: dict[str, Any] = {"header": tokenizer.header, "footer": tokenizer.footer}
         with path.open("a", encoding="utf-8") as file:
             for first in range(start, len(conversations), self.batch_size):
-                texts = [
-                    render_chat(
-                        tokenizer.decoder,
-                        fill(conversation, passages(conversation))[:-1],
-                        header=tokenizer.header,
-                        footer=tokenizer.footer,
-                    )
+                asked = [
+                    fill(conversation, passages(conversation))
                     for conversation in conversations[first : first + self.batch_size]
                 ]
-                batch = tokenizer.build(texts, expand="all", padding_side="left")
+                texts = [render_chat(tokenizer.decoder, each[:-1], **style) for each in asked]
+                whole = (
+                    render_chat(tokenizer.decoder, each, add_generation_prompt=False, **style)
+                    for each in asked
+                )
+                batch = tokenizer.build(texts, text_only=True, padding_side="left")
                 tokens = model.generate(
-                    **batch.to(device), max_new_tokens=self.max_new_tokens, do_sample=False
+                    **batch.to(device),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=stop_ids(model.decoder, end_ids(whole, tokenizer.plain_template)),
                 )
                 for answer in tokenizer.batch_decode(tokens):
                     file.write(json.dumps({"answer": answer.strip()}) + "\n")

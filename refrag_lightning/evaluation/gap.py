@@ -210,50 +210,6 @@ class ValueTable(Metric):
         return index, values[first]
 
 
-class GapClosed(ValueTable):
-    """The share of the gap between no documents and full text that compressed documents close.
-
-    Args:
-        num_draws: Draws of the bootstrap.
-        seed: Of the draws.
-        kwargs: torchmetrics' own.
-    """
-
-    def __init__(self, *, num_draws: int = NUM_DRAWS, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__(4, **kwargs)
-        self.num_draws = num_draws
-        self.seed = seed
-
-    def update(  # type: ignore[override]
-        self,
-        index_N: Tensor,
-        *,
-        compressed_N: Tensor,
-        full_N: Tensor,
-        none_N: Tensor,
-        weights_N: Tensor | None = None,
-    ) -> None:
-        """Adds examples.
-
-        Args:
-            index_N: (N,) the number of each example in the data.
-            compressed_N: (N,) its value, read compressed.
-            full_N: (N,) read as text.
-            none_N: (N,) without documents.
-            weights_N: (N,) how much it counts, such as its tokens; 1 if None.
-        """
-        weights_N = torch.ones_like(compressed_N) if weights_N is None else weights_N
-        columns = [compressed_N, full_N, none_N, weights_N]
-        super().update(index_N, torch.stack([c.double() for c in columns], dim=1))
-
-    def compute(self) -> Gap:  # type: ignore[override]
-        """The gap over all examples of all ranks."""
-        _, values = super().compute()
-        return gap_closed(
-            *values[:, :3].T, weights=values[:, 3], num_draws=self.num_draws, seed=self.seed
-        )
-
-
 def _draws(num_examples: int, num_draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each example stands in each draw, (draws, N) at a time."""
     rng = np.random.default_rng(seed)

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.api.instance import Instance
@@ -30,9 +31,14 @@ from refrag_lightning.evaluation.reader import Reader
 from refrag_lightning.evaluation.readings import Reading, documents_of
 from refrag_lightning.model.load import load
 from refrag_lightning.text.documents import Document, Part, parse
-from refrag_lightning.text.segments import Segment, render
+from refrag_lightning.text.segments import Segment, end_ids, render, render_chat
+from refrag_lightning.text.tokenizer import RefragTokenizer
 
 logger = logging.getLogger("refrag_lightning")
+
+_MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_DEFAULT_MOST = 256
+_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
 @register_model("refrag")
@@ -47,14 +53,16 @@ class RefragLM(LM):
             is a document's text (and `title`, where there is one, its title).
         read: Whether documents are read as `rows` or as `full` text.
         rate: Tokens a row; the model's own if None.
-        batch_size: Texts a batch.
-        max_length: Most positions of a text; what the decoder can read if None.
+        batch_size: Texts a batch; `auto` takes 8.
+        max_length: Most positions of a text, generated ones counted; what the decoder can read if
+            None. Of a longer context the end is read, and that is said in the log.
         device: Where to run; a GPU where there is one if None.
         dtype: Of the weights; float32 if None.
+        max_batch_size: Not read; the harness gives it to every model.
 
     Raises:
-        ValueError: If `documents` is a regular expression without a group `doc`, or `read` is
-            neither.
+        ValueError: If `documents` is a regular expression without a group `doc`, `read` is
+            neither, or `max_length` is less than 4.
     """
 
     def __init__(
@@ -67,7 +75,7 @@ class RefragLM(LM):
         max_length: int | None = None,
         device: str | None = None,
         dtype: str | None = None,
-        **kwargs: Any,
+        max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if read not in ("rows", "full"):
@@ -85,10 +93,14 @@ class RefragLM(LM):
         self.reading = Reading("rows", rate or tokenizer.compression) if compressed else None
         if self.reading is not None and not self.reader.can_read(self.reading):
             raise ValueError(f"{init_from} cannot read {self.reading.name}: use read='full'")
-        self.batch_size = 8 if batch_size == "auto" else int(batch_size)
+        self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
         config: Any = model.decoder.config.get_text_config()
         self.max_length = int(max_length or config.max_position_embeddings)
+        if self.max_length < 4:
+            raise ValueError(f"max_length ({max_length}) must be at least 4")
+        self._end_ids = _end_of_turn(tokenizer)
         self._chat = False
+        self._has_cut = False
         self._num_documents = 0
         if not compressed:
             logger.warning("refrag: every context is read as text, nothing is compressed")
@@ -100,6 +112,8 @@ class RefragLM(LM):
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The decoder's chat template, for the harness's record."""
+        # Requests from the harness's cache come without a call of `apply_chat_template`.
+        self._chat |= bool(chat_template)
         return str(self.reader.tokenizer.decoder.chat_template or "") if chat_template else ""
 
     def apply_chat_template(
@@ -123,7 +137,7 @@ class RefragLM(LM):
             context, continuation = (str(part) for part in request.args)
             bare = context.rstrip()
             following = Segment(context[len(bare) :] + continuation, "text", train=True)
-            texts.append([*self._opened(self._segments(bare)), following])
+            texts.append(self._fitted([*self._opened(self._segments(bare)), following]))
         self._say_whether_documents_were_found()
         return [(-nats, hit) for nats, hit in self._likelihoods(texts)]
 
@@ -146,26 +160,32 @@ class RefragLM(LM):
         for number, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(number)
         for numbers in groups.values():
-            options = dict(requests[numbers[0]].args[1])
-            until = options.pop("until", None) or []
-            until = [until] if isinstance(until, str) else list(until)
-            most = int(options.pop("max_gen_toks", 256))
-            if until:
+            asked = _Generation.of(requests[numbers[0]].args[1])
+            room = self.max_length - asked.max_new_tokens
+            if room < 1:
+                raise ValueError(
+                    f"max_gen_toks ({asked.max_new_tokens}) leaves nothing of max_length "
+                    f"({self.max_length}) to the context"
+                )
+            options = dict(asked.options)
+            if asked.until:
                 decoder = self.reader.tokenizer.decoder
-                options |= {"stop_strings": until, "tokenizer": decoder}
-            if not options.get("do_sample", False):
-                options = {k: v for k, v in options.items() if k not in ("temperature", "top_p")}
-            prompts = [self._opened(self._segments(str(requests[n].args[0]))) for n in numbers]
+                options |= {"stop_strings": asked.until, "tokenizer": decoder}
+            prompts = [
+                self._fitted(self._opened(self._segments(str(requests[n].args[0]))), room)
+                for n in numbers
+            ]
             self._say_whether_documents_were_found()
             for places in self._batches(prompts):
                 written = self.reader.answers(
                     [prompts[place] for place in places],
                     self._reading(),
-                    max_new_tokens=most,
+                    end_ids=self._end_ids,
+                    max_new_tokens=asked.max_new_tokens,
                     **options,
                 )
                 for place, answer in zip(places, written, strict=True):
-                    answers[numbers[place]] = _until(answer, until)
+                    answers[numbers[place]] = _until(answer, asked.until)
         return answers
 
     def _reading(self) -> Reading:
@@ -200,6 +220,41 @@ class RefragLM(LM):
             return segments
         return [Segment(str(decoder.bos_token or decoder.eos_token), "template")]
 
+    def _fitted(self, text: list[Segment], room: int | None = None) -> list[Segment]:
+        """A text without what is too much of its beginning; what is to be written stays whole.
+
+        Documents stay or go as a whole.
+        """
+        room = self.max_length if room is None else room
+        # No tokenizer makes more tokens than bytes.
+        if sum(len(s.text.encode()) for s in text) < room:
+            return text
+        tokenizer = self.reader.tokenizer
+        left = room - len(tokenizer.opening_ids)
+        kept: list[Segment] = []
+        for segment in reversed(text):
+            read = tokenizer.plain_template if segment.kind == "template" else None
+            (tokens,) = (read or tokenizer.plain_decoder)([segment.text])
+            size = len(tokens.ids)
+            if segment.document is not None and self.reading is not None:
+                at_rate = tokenizer.at(self.reading.rate or tokenizer.compression)
+                (packed,) = at_rate.pack([segment.text])
+                size = int(at_rate.assembler.slots_of_rows(packed.row_sizes).sum())
+            if size > left and not segment.train:
+                if segment.document is None and left > 0:
+                    kept.append(replace(segment, text=segment.text[tokens.starts[-left] :]))
+                if not self._has_cut:
+                    logger.warning(
+                        "refrag: of contexts of more than max_length (%d) positions only the end "
+                        "is read",
+                        self.max_length,
+                    )
+                self._has_cut = True
+                break
+            kept.append(segment)
+            left -= size
+        return kept[::-1]
+
     def _likelihoods(self, texts: Sequence[list[Segment]]) -> list[tuple[float, bool]]:
         """Nats of each text's targets, and whether each of them is the most likely token."""
         found: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
@@ -218,15 +273,62 @@ class RefragLM(LM):
             yield order[start : start + self.batch_size]
 
     def _stretches(self, text: str) -> Iterator[list[Segment]]:
-        tokens = self.reader.tokenizer.plain_decoder([text])[0]
-        room, before = self.max_length - 1, ""
+        """Cuts a text: every token is to be written once, each stretch after what comes before it.
+
+        Before the first stretch stands what opens a text; before the others one token, and before
+        the last one as many as there is room for, as in the harness's own models.
+        """
+        tokenizer = self.reader.tokenizer
+        tokens = tokenizer.plain_decoder([text])[0]
+        room = max(1, self.max_length - 1 - len(tokenizer.opening_ids))
         start = 0
         for first in range(0, len(tokens.ids), room):
             stop = min(first + room, len(tokens.ids))
             end = len(text) if stop == len(tokens.ids) else int(tokens.ends[stop - 1])
-            opening = self._opened([Segment(before, "text")] if before else [])
-            yield [*opening, Segment(text[start:end], "text", train=True)]
-            before, start = text[int(tokens.starts[stop - 1]) : end], end
+            before = text[int(tokens.starts[max(0, stop - room - 1)]) : start]
+            # Tokens that split one character end together: the others have nothing left to say.
+            if end > start:
+                opening = self._opened([Segment(before, "text")] if before else [])
+                yield [*opening, Segment(text[start:end], "text", train=True)]
+            start = end
+
+
+class _Generation(NamedTuple):
+    """What a request asks of generation.
+
+    Attributes:
+        until: Strings that end an answer.
+        max_new_tokens: Most tokens of an answer.
+        options: Of transformers' `generate`.
+    """
+
+    until: list[str]
+    max_new_tokens: int
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> _Generation:
+        """Reads a request's arguments, under all the names that the harness knows."""
+        options = dict(given)
+        until = options.pop("until", None) or []
+        until = [until] if isinstance(until, str) else [stop for stop in until if stop]
+        numbers = [options.pop(name, None) for name in _MOST]
+        most = next((int(number) for number in numbers if number is not None), _DEFAULT_MOST)
+        # As in the harness: a temperature alone asks for sampling.
+        heat = float(options.get("temperature") or 0.0)
+        options["do_sample"] = bool(options.get("do_sample", heat > 0))
+        if not options["do_sample"]:
+            options = {k: v for k, v in options.items() if k not in _OF_SAMPLING}
+        return cls(until, most, options)
+
+
+def _end_of_turn(tokenizer: RefragTokenizer) -> list[int]:
+    """What ends an answer in the decoder's chat template, if it has one."""
+    if not tokenizer.decoder.chat_template:
+        return []
+    turns = [{"role": role, "content": ["x"]} for role in ("user", "assistant")]
+    text = render_chat(tokenizer.decoder, turns, header="", footer="", add_generation_prompt=False)
+    return end_ids([text], tokenizer.plain_template)
 
 
 def _matched(pattern: re.Pattern[str], context: str) -> Iterator[Part]:

@@ -111,7 +111,10 @@ def split_citations(answer: str, ids: Collection[str]) -> tuple[str, list[str]]:
 
 
 class AnswerScores(Metric):
-    """Means of `em`, `f1`, `match` and `rouge_l` over answers, on several ranks too."""
+    """Means of `em`, `f1`, `match` and `rouge_l` over answers, on several ranks too.
+
+    Citations such as ` [3]`, which no reference has, are taken out of the answers.
+    """
 
     full_state_update = False
     sums: Tensor
@@ -134,7 +137,8 @@ class AnswerScores(Metric):
             ValueError: If an answer has no references.
         """
         for answer, wanted in zip(answers, references, strict=True):
-            scores = list(answer_scores(answer, wanted).values())
+            text, _ = split_citations(answer, ())
+            scores = list(answer_scores(text, wanted).values())
             self.sums = self.sums + torch.tensor(scores).to(self.sums)
             self.count = self.count + 1
 
@@ -142,44 +146,6 @@ class AnswerScores(Metric):
         """The means by name, each a scalar; NaN where there was no answer."""
         means = self.sums / self.count
         return dict(zip(SCORES, means.float().unbind(), strict=True))
-
-
-class CitationScores(Metric):
-    """Precision and recall of the documents that answers cite.
-
-    `precision` is the share of the cited ids that are a gold passage's, `recall` the share of the
-    gold passages that are cited, `cited` the share of the answers that cite anything. Answers to
-    questions without a gold passage in their documents lower the precision only.
-    """
-
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        # right, cited ids, gold passages, answers that cite, answers
-        self.add_state("counts", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, cited: Sequence[Sequence[str]], gold: Sequence[Collection[str]]) -> None:
-        """Adds answers.
-
-        Args:
-            cited: For each answer the ids that it cites, each once.
-            gold: For each answer the ids of the gold passages among its documents.
-        """
-        for mine, wanted in zip(cited, gold, strict=True):
-            right = sum(name in wanted for name in mine)
-            counts = [right, len(mine), len(wanted), bool(mine), 1]
-            self.counts = self.counts + torch.tensor(counts).to(self.counts)
-
-    def compute(self) -> dict[str, Tensor]:
-        """`precision`, `recall` and `cited`; NaN where nothing counted."""
-        right, num_cited, num_gold, citing, answers = self.counts.float().unbind()
-        return {
-            "precision": right / num_cited,
-            "recall": right / num_gold,
-            "cited": citing / answers,
-        }
 
 
 class Resilience(Metric):

@@ -6,6 +6,7 @@ Shape suffixes as in `text/batch.py`; P targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from refrag_lightning.evaluation.readings import (
     projector_of,
 )
 from refrag_lightning.model import RefragModel
+from refrag_lightning.model.generation import stop_ids
 from refrag_lightning.model.losses import target_losses
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.batch import RefragBatch
@@ -76,10 +78,21 @@ class Reader:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def same_decoder_tokens(self, other: Reader) -> bool:
-        """Whether another model's decoder reads text as the same tokens."""
-        mine, theirs = (r.tokenizer.plain_decoder.fingerprint for r in (self, other))
-        return mine == theirs
+    def difference(self, other: Reader, *, documents: bool) -> str | None:
+        """What keeps another model from reading the same segments as it learnt, or None.
+
+        Args:
+            other: The other model.
+            documents: Whether it is to read documents.
+        """
+        mine, its = self.tokenizer, other.tokenizer
+        if mine.plain_decoder.fingerprint != its.plain_decoder.fingerprint:
+            return "tokenizer"
+        if mine.decoder.chat_template != its.decoder.chat_template:
+            return "chat template"
+        if documents and (mine.header, mine.footer) != (its.header, its.footer):
+            return "header or footer around documents"
+        return None
 
     def can_read(self, reading: Reading) -> bool:
         """Whether a reading is possible for the model, at a rate that it has."""
@@ -170,12 +183,8 @@ class Reader:
             The answers without control tokens; the white space around them is kept.
         """
         batch = self._batch(prompts, reading, banks, others, padding_side="left")
-        own: Any = self.model.decoder.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own]
-        ends = sorted({*end_ids, *(i for i in own if i is not None)})
         options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
-        if ends:
-            options["eos_token_id"] = ends
+        options["eos_token_id"] = stop_ids(self.model.decoder, end_ids)
         with self._projector(reading):
             tokens_BN = self.model.generate(**batch, **options)
         return self.tokenizer.batch_decode(tokens_BN)
@@ -202,7 +211,7 @@ class Reader:
 
     def _projector(self, reading: Reading) -> Any:
         if not isinstance(self.model, RefragModel):
-            return torch.no_grad()
+            return nullcontext()
         if not self._controls:
             self._controls = control_projectors(self.model, seed=self.seed)
         return projector_of(self.model, reading, self._controls)
@@ -211,9 +220,3 @@ class Reader:
 def without_end(text: Segments) -> list[Segment]:
     """A text whose targets are its words alone, without the control token that ends a turn."""
     return [replace(s, train=False) if s.train and s.kind == "template" else s for s in text]
-
-
-def end_ids(texts: Sequence[Segments], tokenizer: RefragTokenizer) -> list[int]:
-    """The control tokens that end the turns which are trained in texts, such as `<|im_end|>`."""
-    ends = {s.text: None for text in texts for s in text if s.train and s.kind == "template"}
-    return sorted({int(e.ids[-1]) for e in tokenizer.plain_template(list(ends)) if len(e.ids)})

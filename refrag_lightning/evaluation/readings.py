@@ -132,9 +132,7 @@ def read(
     if reading.rate is not None and tokenizer.encoder is not None:
         tokenizer = tokenizer.at(reading.rate)
     if reading.kind == "none":
-        return [
-            [s for s in text if s.kind not in ("header", "document", "footer")] for text in texts
-        ]
+        return [_without_documents(text) for text in texts]
     if reading.kind == "titles":
         return [_with_documents(text, [""] * len(documents_of(text))) for text in texts]
     if reading.kind in ("cut", "last"):
@@ -166,8 +164,8 @@ def build(
     if reading.has_rows:
         assert reading.rate is not None
         tokenizer = tokenizer.at(reading.rate)
-    expand: Any = "none" if reading.has_rows else "all"
-    return tokenizer.build(segments, expand=expand, padding_side=padding_side), segments
+    batch = tokenizer.build(segments, text_only=not reading.has_rows, padding_side=padding_side)
+    return batch, segments
 
 
 class RowBank:
@@ -279,6 +277,21 @@ def projector_of(
         yield
     finally:
         model.projector = own
+
+
+def _without_documents(text: Segments) -> list[Segment]:
+    """A text without its documents, headers and footers; what stood around them is one text."""
+    segments: list[Segment] = []
+    for segment in text:
+        if segment.kind in ("header", "document", "footer"):
+            continue
+        last = segments[-1] if segments else None
+        # Tokenized as one, as in a training without documents.
+        if last is not None and segment.kind == last.kind == "text" and last.train == segment.train:
+            segments[-1] = replace(last, text=last.text + segment.text)
+        else:
+            segments.append(segment)
+    return segments
 
 
 def _with_documents(text: Segments, documents: Sequence[str]) -> list[Segment]:

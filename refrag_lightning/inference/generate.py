@@ -19,7 +19,8 @@ def generate(
     """Prints what a model answers to a prompt, and nothing else.
 
     Args:
-        model: A model folder, or a run folder that has one.
+        model: A model folder, or a run folder that has one. A causal language model alone can be
+            asked too, with documents as text.
         prompt: The prompt, with documents in `<doc>` blocks; read from standard input if None.
         chat: Put the prompt into the decoder's chat template, as a user's message.
         expand: Hand the documents over as vectors (none) or as text (all).
@@ -32,20 +33,17 @@ def generate(
     """
     import torch
 
-    from refrag_lightning import RefragModel, RefragTokenizer
+    from refrag_lightning.model.load import load, model_folder
 
-    folder = Path(model)
-    if (folder / "model").is_dir():
-        folder = folder / "model"
-    tokenizer = RefragTokenizer.from_pretrained(folder)
+    folder = model_folder(model)
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{model!r} is no model folder: there is no such folder")
+    loaded, tokenizer = load(folder, device=device, allow_base_mismatch=allow_base_mismatch)
     text = sys.stdin.read() if prompt is None else prompt
     if chat:
         batch = tokenizer.apply_chat([{"role": "user", "content": text}], expand=expand)
     else:
         batch = tokenizer(text, expand=expand)
-    loaded = RefragModel.from_pretrained(
-        folder, device=device, allow_base_mismatch=allow_base_mismatch
-    )
     torch.manual_seed(seed)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:

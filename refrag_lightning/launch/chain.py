@@ -26,10 +26,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -48,6 +48,7 @@ class Stage:
         folder: Its newest run folder, or None before it ran.
         done: Whether it came to its end.
         seconds: How long it ran so far, all attempts together.
+        before: Run folders of the same name that were there before its first attempt.
     """
 
     name: str
@@ -55,12 +56,13 @@ class Stage:
     folder: str | None = None
     done: bool = False
     seconds: float = 0.0
+    before: list[str] | None = None
 
 
 def chain(
     file: str,
     out: str,
-    set: dict[str, str] | None = None,
+    set: dict[str, Any] | None = None,
     only: list[str] | None = None,
     minutes: float | None = None,
     results: str | None = None,
@@ -71,7 +73,7 @@ def chain(
     Args:
         file: The chain's YAML file.
         out: Folder of everything that comes out; the same one to go on.
-        set: Values of the chain's variables, such as `{text: corpus.jsonl.gz}`.
+        set: Values of the chain's variables: `--set.text corpus.jsonl.gz`.
         only: Run these stages only; those that they need have to be finished.
         minutes: Stop after so long; what was running goes on from its last checkpoint next time.
         results: Markdown file of the results; `results.md` in `out` if None.
@@ -81,6 +83,8 @@ def chain(
         ValueError: If the file is no chain, or a name in it is unknown.
         ChildProcessError: If a stage fails.
     """
+    # A run that is asked to end stops the stage that it waits for.
+    signal.signal(signal.SIGTERM, _end)
     run = Chain(Path(file), Path(out), set or {})
     if show:
         for stage in run.stages.values():
@@ -110,7 +114,7 @@ class Chain:
         ValueError: If the file is no chain, or a name in it is unknown.
     """
 
-    def __init__(self, file: Path, out: Path, values: Mapping[str, str]) -> None:
+    def __init__(self, file: Path, out: Path, values: Mapping[str, Any]) -> None:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(data, dict) or not isinstance(data.get("stages"), dict):
             raise ValueError(f"{file} has no stages")
@@ -122,6 +126,8 @@ class Chain:
         self.variables |= values
         self.out = out
         self.stages: dict[str, Stage] = {}
+        # Of other chains with the same output folder, which may share stages with this one.
+        self._others: list[dict[str, Any]] = []
         for name, command in data["stages"].items():
             earlier = {*self.stages, *self.variables}
             if wrong := [word for word in _NAME.findall(command) if word not in earlier]:
@@ -141,14 +147,17 @@ class Chain:
             return
         for saved in json.loads(self._state.read_text())["stages"]:
             stage = self.stages.get(saved["name"])
+            if stage is None:
+                self._others.append(saved)
             # A stage whose command has changed has to run again.
-            if stage is not None and saved["command"] == stage.command:
+            elif saved["command"] == stage.command:
                 stage.folder, stage.done = saved["folder"], saved["done"]
-                stage.seconds = saved["seconds"]
+                stage.seconds, stage.before = saved["seconds"], saved["before"]
 
     def _save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"stages": [asdict(stage) for stage in self.stages.values()]}, indent=2)
+        stages = [*map(asdict, self.stages.values()), *self._others]
+        text = json.dumps({"stages": stages}, indent=2)
         new = self._state.with_suffix(".new")
         new.write_text(text + "\n")
         new.replace(self._state)
@@ -165,7 +174,8 @@ class Chain:
             if word in self.variables:
                 if self.variables[word] is None:
                     raise ValueError(f"stage {name!r} needs a value: --set.{word} VALUE")
-                return str(self.variables[word])
+                given = self.variables[word]
+                return given if isinstance(given, str) else json.dumps(given)
             if not self.stages[word].done:
                 raise ValueError(f"stage {name!r} needs stage {word!r}, which is not finished")
             return str(self.stages[word].folder)
@@ -189,7 +199,11 @@ class Chain:
         """
         stage = self.stages[name]
         arguments = self.arguments(name)
-        saved = _last_checkpoint(self.out / name)
+        if stage.before is None:
+            stage.before = [folder.name for folder in self._folders(name)]
+            # Before the first attempt, so that it is known of whatever happens.
+            self._save()
+        saved = _last_checkpoint(self.attempts(stage))
         if arguments[0] == "fit" and saved is not None:
             arguments += ["--ckpt_path", str(saved)]
         command = [sys.executable, "-m", "refrag_lightning", *arguments]
@@ -214,13 +228,21 @@ class Chain:
             raise
         finally:
             stage.seconds += time.monotonic() - begin
-            folders = sorted(path for path in (self.out / name).glob("*") if path.is_dir())
+            folders = self.attempts(stage)
             stage.folder = str(folders[-1]) if folders else None
             stage.done = process.returncode == 0 and stage.folder is not None
             self._save()
         if not stage.done and not stopped:
             raise ChildProcessError(f"stage {name!r} failed with exit code {process.returncode}")
         return stage.done
+
+    def attempts(self, stage: Stage) -> list[Path]:
+        """The run folders of a stage's attempts, the oldest first."""
+        before = stage.before or []
+        return [folder for folder in self._folders(stage.name) if folder.name not in before]
+
+    def _folders(self, name: str) -> list[Path]:
+        return sorted(path for path in (self.out / name).glob("*") if path.is_dir())
 
     def results(self) -> str:
         """Markdown: what ran, on which commit, and the reports of all stages that have one."""
@@ -229,7 +251,7 @@ class Chain:
         for stage in self.stages.values():
             if not stage.done or stage.folder is None:
                 continue
-            steps, tokens = _progress(self.out / stage.name)
+            steps, tokens = _progress(self.attempts(stage))
             lines.append(f"| {stage.name} | {steps} | {tokens} | {stage.seconds / 60:.1f} |")
         for stage in self.stages.values():
             report = Path(stage.folder or "") / "report.md"
@@ -239,21 +261,25 @@ class Chain:
         return "\n".join(lines) + "\n"
 
 
+def _end(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
 def _start(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a stage's attempts."""
-    found = sorted(folder.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+def _last_checkpoint(folders: Sequence[Path]) -> Path | None:
+    """The checkpoint of the newest run folder that has one."""
+    found = [folder / "checkpoints" / "last.ckpt" for folder in folders]
+    return next((path for path in reversed(found) if path.is_file()), None)
 
 
-def _progress(folder: Path) -> tuple[str, str]:
+def _progress(folders: Sequence[Path]) -> tuple[str, str]:
     """Steps and training tokens of a stage, as far as its attempts logged them."""
     steps, tokens = 0, 0.0
-    for path in folder.glob("*/metrics.csv"):
-        with path.open(newline="") as file:
+    for folder in folders:
+        with (folder / "metrics.csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 steps = max(steps, int(float(row.get("step") or 0)) + 1)
                 tokens = max(tokens, float(row.get("train/tokens") or 0))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
@@ -92,9 +93,15 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype ({dtype!r}) must be a floating-point type such as 'bfloat16'")
     return found
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts parameters in place, but no buffers: rotary positions need theirs in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _encoder_arguments(config: PretrainedConfig) -> dict[str, Any]:

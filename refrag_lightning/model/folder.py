@@ -18,7 +18,13 @@ import torch
 from transformers import PreTrainedModel
 
 from refrag_lightning.model.adapter import add_adapter, load_adapter, save_adapter
-from refrag_lightning.model.base import as_dtype, build_decoder, build_encoder, load_base
+from refrag_lightning.model.base import (
+    as_dtype,
+    build_decoder,
+    build_encoder,
+    cast_weights,
+    load_base,
+)
 from refrag_lightning.model.config import RefragConfig
 from refrag_lightning.model.decoder import check_head, embedding_rms
 from refrag_lightning.model.files import read_tensors, replace_folder, write_tensors
@@ -209,8 +215,10 @@ class FolderMethods(TrainableParts):
                 build_encoder(config.encoder_config),
                 build_decoder(config.decoder_config),
             )
-            model.encoder.to(dtype)
-            model.decoder.to(dtype)
+            for part in (model.encoder, model.decoder):
+                cast_weights(part, dtype)
+                if attn_implementation is not None:
+                    part.set_attn_implementation(attn_implementation)
         else:
             parts = {
                 part: _base(

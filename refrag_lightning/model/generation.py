@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -98,6 +98,21 @@ class Generation(nn.Module):
         return self.decoder.generate(
             inputs_embeds=self.embed(batch), attention_mask=batch["attention_mask"], **options
         )
+
+
+def stop_ids(decoder: Any, further: Iterable[int] = ()) -> list[int] | None:
+    """Tokens that end generation: those of the decoder's generation settings and further ones.
+
+    Args:
+        decoder: The causal language model.
+        further: Such as those that end a turn of its chat template.
+
+    Returns:
+        What `eos_token_id` takes; None where there is no such token.
+    """
+    own = decoder.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({*further, *own} - {None}) or None
 
 
 def pad_left(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ __all__ = [
     "next_token_loss",
     "segment_mean",
     "span_kld",
-    "span_mse",
     "target_losses",
 ]
 
@@ -48,37 +47,12 @@ def segment_mean(x_ND: Tensor, ids_N: Tensor, num_segments: int) -> Tensor:
     return (sums / counts.clamp(min=1)[:, None])[:-1]
 
 
-def span_mse(
-    student_ND: Tensor,
-    student_ids: Tensor,
-    teacher_MD: Tensor,
-    teacher_ids: Tensor,
-    num_spans: int,
-) -> Tensor:
-    """Mean squared error between the span means of two sequences of vectors.
-
-    Args:
-        student_ND: Projected vectors, (N, D).
-        student_ids: Span of each, (N,), or -1.
-        teacher_MD: Decoder embeddings, (M, D).
-        teacher_ids: Span of each, (M,), or -1.
-        num_spans: P, at least 1.
-
-    Returns:
-        Scalar: mean over spans and dimensions.
-    """
-    student_PD = segment_mean(student_ND, student_ids, num_spans)
-    teacher_PD = segment_mean(teacher_MD, teacher_ids, num_spans)
-    return F.mse_loss(student_PD, teacher_PD)
-
-
 def span_kld(
     student_logits_PV: Tensor,
     teacher_logits_PV: Tensor,
     *,
     temperature: float = 1.0,
     direction: Literal["forward", "reverse"] = "forward",
-    mask_P: Tensor | None = None,
 ) -> Tensor:
     """Kullback-Leibler divergence between two next-token distributions.
 
@@ -91,11 +65,10 @@ def span_kld(
         teacher_logits_PV: (P, V).
         temperature: Divides both sides' logits.
         direction: `forward` or `reverse`.
-        mask_P: (P,), True where a pair counts; all of them if None.
 
     Returns:
-        Scalar: sum over the vocabulary, mean over the pairs that count ("batchmean"), times
-        temperature squared; 0 (with gradient 0) where no pair counts.
+        Scalar: sum over the vocabulary, mean over the pairs ("batchmean"), times temperature
+        squared; 0 (with gradient 0) where there is no pair.
 
     Raises:
         ValueError: A temperature that is not positive, or an unknown direction.
@@ -108,26 +81,23 @@ def span_kld(
     teacher = F.log_softmax(teacher_logits_PV.float() / temperature, dim=-1)
     target, other = (teacher, student) if direction == "forward" else (student, teacher)
     pair_P = F.kl_div(other, target, log_target=True, reduction="none").sum(-1)
-    return _masked_mean(pair_P, mask_P) * temperature**2
+    return _mean(pair_P) * temperature**2
 
 
-def argmax_cross_entropy(
-    student_logits_PV: Tensor, teacher_logits_PV: Tensor, *, mask_P: Tensor | None = None
-) -> Tensor:
+def argmax_cross_entropy(student_logits_PV: Tensor, teacher_logits_PV: Tensor) -> Tensor:
     """Cross-entropy of the student against the teacher's most likely token.
 
     Args:
         student_logits_PV: (P, V).
         teacher_logits_PV: (P, V).
-        mask_P: (P,), True where a pair counts; all of them if None.
 
     Returns:
-        Scalar: mean over the pairs that count; 0 where none does.
+        Scalar: mean over the pairs; 0 where there is none.
     """
     pair_P = F.cross_entropy(
         student_logits_PV.float(), teacher_logits_PV.argmax(-1), reduction="none"
     )
-    return _masked_mean(pair_P, mask_P)
+    return _mean(pair_P)
 
 
 def next_token_loss(logits_BSV: Tensor, labels_BS: Tensor, *, ignore_index: int = -100) -> Tensor:
@@ -186,9 +156,5 @@ def nearest_embedding(vectors_PD: Tensor, table_VD: Tensor, *, slice_size: int =
     return ids
 
 
-def _masked_mean(values_P: Tensor, mask_P: Tensor | None) -> Tensor:
-    if mask_P is None:
-        mask_P = torch.ones_like(values_P, dtype=torch.bool)
-    # where, not a product: a masked pair may hold an infinity.
-    kept = torch.where(mask_P, values_P, torch.zeros_like(values_P))
-    return kept.sum() / mask_P.sum().clamp(min=1)
+def _mean(values_P: Tensor) -> Tensor:
+    return values_P.sum() / max(len(values_P), 1)

@@ -3,7 +3,9 @@
 A batch of 8,192 targets and a vocabulary of 150,000 would take 5 GB for the logits in float32, and
 as much again for each of their softmax, gradient and teacher. Here the head is applied to some
 targets at a time, and applied again in the backward pass (activation checkpointing; Chen et al.
-2016, arXiv 1604.06174), so only one such slice exists at any time.
+2016, arXiv 1604.06174), so only one such slice exists at any time. The last slice is the first that
+the backward pass comes to, so its logits are kept: nothing is computed twice where one slice is
+all there is.
 
 Shapes: P targets, C targets of a slice, D hidden, V vocabulary.
 """
@@ -40,7 +42,6 @@ def target_losses(
     student_PD: Tensor,
     targets_P: Tensor,
     *,
-    weights_P: Tensor | None = None,
     teacher_PD: Tensor | None = None,
     teacher_head: Head | None = None,
     temperature: float = 1.0,
@@ -52,7 +53,6 @@ def target_losses(
         head: Final states (C, D) to logits (C, V), such as `RefragModel.head`.
         student_PD: Final states at the positions that predict the targets, (P, D).
         targets_P: Token ids, (P,).
-        weights_P: Multiplies `nll_P` and `kl_P` of each target; not the hits.
         teacher_PD: The teacher's final states for the same targets, (P, D_teacher). It gets no
             gradient.
         teacher_head: The teacher's head; `head` if None.
@@ -97,15 +97,12 @@ def target_losses(
         part = slice(start, start + chunk_size)
         teacher_CD = None if teacher_PD is None else teacher_PD[part].detach()
         arguments = (student_PD[part], targets_P[part], teacher_CD)
-        if torch.is_grad_enabled():
+        is_last = start + chunk_size >= num_targets
+        if torch.is_grad_enabled() and not is_last:
             slices.append(
                 checkpoint(of_slice, *arguments, use_reentrant=False, preserve_rng_state=False)
             )
         else:
             slices.append(of_slice(*arguments))
     nll_P, hits_P, *kl = (torch.cat(parts) for parts in zip(*slices, strict=True))
-    kl_P = kl[0] if kl else None
-    if weights_P is not None:
-        nll_P = nll_P * weights_P
-        kl_P = None if kl_P is None else kl_P * weights_P
-    return TargetLosses(nll_P, kl_P, hits_P.detach())
+    return TargetLosses(nll_P, kl[0] if kl else None, hits_P.detach())

@@ -99,8 +99,7 @@ class Assembler:
             line_length: Packs the texts into lines of at most so many positions.
 
         Raises:
-            ValueError: If `row_states` or its mask does not have C rows, or a text is longer than
-                a line.
+            ValueError: If `row_states` or its mask does not have C rows.
         """
         rows = _Rows(documents, share=self.context == "row")
         mask = _states_mask(row_states, row_states_mask, rows.num_unique)

@@ -64,6 +64,7 @@ class BatchBuilding:
         row_states_mask: torch.Tensor | None = None,
         padding_side: PaddingSide | None = None,
         line_length: int | None = None,
+        text_only: bool = False,
     ) -> RefragBatch:
         """Builds a batch from each text's segments; both ways of calling end here.
 
@@ -77,11 +78,13 @@ class BatchBuilding:
             row_states_mask: As in `__call__`.
             padding_side: As in `__call__`.
             line_length: Packs several texts on a line of at most so many positions, without
-                attention between them; `segment_ids` say which text stands where.
+                attention between them; `segment_ids` say which text stands where. A text that is
+                longer makes all lines of the batch as long as itself.
+            text_only: Every document stands as its text, and none is cut into rows: what `expand`
+                as `all` gives, without the encoder's tokenizer.
 
         Raises:
-            ValueError: As in `__call__`; or a text is longer than a line; or there is no encoder
-                and a row is not expanded.
+            ValueError: As in `__call__`; or there is no encoder and a row is not expanded.
         """
         padding_side = padding_side or self.padding_side
         check_choice("padding_side", padding_side)
@@ -89,13 +92,13 @@ class BatchBuilding:
             segment.text for text in segments for segment in text if segment.document is not None
         )
         index = {text: number for number, text in enumerate(unique)}
-        documents = self.pack(list(unique))
+        documents = [as_text_only(text) for text in unique] if text_only else self.pack([*unique])
         expanded = expansion_masks(
             [
                 [documents[index[s.text]].num_rows for s in text if s.document is not None]
                 for text in segments
             ],
-            expand,
+            "all" if text_only else expand,
         )
         if self.encoder is None and not all(mask.all() for text in expanded for mask in text):
             raise ValueError(

@@ -74,19 +74,9 @@ def first_fit(lengths: np.ndarray, line_length: int) -> Lines:
 
     Args:
         lengths: (N,) positions of each text.
-        line_length: Most positions of a line.
-
-    Raises:
-        ValueError: If `line_length` is less than 1, or a text is longer.
+        line_length: Most positions of a line; no text is longer.
     """
-    if line_length < 1:
-        raise ValueError(f"line_length ({line_length}) must be at least 1")
-    if (lengths > line_length).any():
-        number = int(np.argmax(lengths > line_length))
-        raise ValueError(
-            f"text {number} takes {lengths[number]} positions, more than line_length "
-            f"({line_length})"
-        )
+    assert lengths.max(initial=1) <= line_length, (lengths.max(), line_length)
     line, start = np.zeros_like(lengths), np.zeros_like(lengths)
     sizes = np.zeros_like(lengths)  # as many lines as texts suffice
     num_lines = 0
@@ -112,17 +102,23 @@ def lay_out(
         texts: The texts.
         padding_side: Where shorter lines are padded.
         padding_id: The decoder's padding token.
-        line_length: Packs the texts into lines of at most so many positions.
+        line_length: Packs the texts into lines of at most so many positions, or as many as the
+            longest text has: how long a text is shows only once it is tokenized.
 
     Returns:
         The decoder's side of a `RefragBatch`: `labels` where a text has some, `segment_ids` where
         texts are packed.
 
     Raises:
-        ValueError: If a text is longer than a line.
+        ValueError: If `line_length` is less than 1.
     """
     lengths = np.asarray([text.length for text in texts], dtype=np.int64)
-    lines = one_a_line(lengths) if line_length is None else first_fit(lengths, line_length)
+    if line_length is None:
+        lines = one_a_line(lengths)
+    elif line_length < 1:
+        raise ValueError(f"line_length ({line_length}) must be at least 1")
+    else:
+        lines = first_fit(lengths, max(line_length, int(lengths.max(initial=1))))
     shape = (len(lines.sizes), int(lines.sizes.max(initial=0)))
     left = shape[1] - lines.sizes if padding_side == "left" else np.zeros_like(lines.sizes)
     # Of every real position: its text, its place in it, and where it stands in the batch.

@@ -177,9 +177,14 @@ def _lost(text: str, encoder: Encoded, bounds: np.ndarray, unknown_id: int | Non
     np.add.at(depth, encoder.starts[known], 1)
     np.add.at(depth, encoder.ends[known], -1)
     characters = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    lost = (np.cumsum(depth)[:-1] <= 0) & ~np.isin(characters, _WHITE_SPACE)
+    lost = (np.cumsum(depth)[:-1] <= 0) & ~is_white_space(characters)
     return np.diff(np.concatenate([[0], np.cumsum(lost)])[bounds])
 
 
-# U+3000 is the last white space character of Unicode.
-_WHITE_SPACE = np.asarray([code for code in range(0x3001) if chr(code).isspace()], np.uint32)
+def is_white_space(characters: np.ndarray) -> np.ndarray:
+    """Whether each of the code points (N,) is white space, (N,)."""
+    return _IS_SPACE[np.minimum(characters, len(_IS_SPACE) - 1)]
+
+
+# U+3000 is the last white space character of Unicode; the entry behind it stands for the others.
+_IS_SPACE = np.asarray([chr(code).isspace() for code in range(0x3002)])

@@ -54,9 +54,10 @@ class PlainTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._control = control
-        self._forbidden = np.asarray(
-            [] if control else sorted(control_tokens(tokenizer)), dtype=np.int64
-        )
+        forbidden = set() if control else set(control_tokens(tokenizer))
+        # By id, the last entry for all ids behind: quicker than `np.isin`, which sorts.
+        self._is_forbidden = np.zeros(max(forbidden, default=-1) + 2, dtype=bool)
+        self._is_forbidden[[*forbidden]] = True
         self.unknown_id = tokenizer.unk_token_id
         self._backend: Tokenizer | None = None
         if tokenizer.is_fast:
@@ -65,7 +66,6 @@ class PlainTokenizer:
             if not leading_space:
                 state["normalizer"] = _without_leading_space(state["normalizer"])
                 state["pre_tokenizer"] = _without_leading_space(state["pre_tokenizer"])
-            forbidden = set(self._forbidden.tolist())
             for token in state["added_tokens"]:
                 token["special"] = token["special"] or token["id"] in forbidden
             self._backend = Tokenizer.from_str(json.dumps(state))
@@ -121,7 +121,7 @@ class PlainTokenizer:
 
         A unigram vocabulary may hold a control string as an ordinary piece.
         """
-        bad = np.isin(encoded.ids, self._forbidden)
+        bad = self._is_forbidden[np.minimum(encoded.ids, len(self._is_forbidden) - 1)]
         if not bad.any():
             return encoded
         starts, ends = encoded.starts[bad], encoded.ends[bad]

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from refrag_lightning.text.documents import Document, Part, parse
-from refrag_lightning.text.plain import control_tokens
+from refrag_lightning.text.plain import PlainTokenizer, control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,6 +187,19 @@ def render_chat(
         if piece[cut:]:
             segments.append(Segment(piece[cut:], "template"))
     return segments
+
+
+def end_ids(texts: Iterable[Iterable[Segment]], template: PlainTokenizer) -> list[int]:
+    """The control tokens that end the turns which are trained in texts, such as `<|im_end|>`.
+
+    Base models do not stop at them by themselves.
+
+    Args:
+        texts: The segments of each text.
+        template: What reads the chat template's pieces (`RefragTokenizer.plain_template`).
+    """
+    ends = {s.text: None for text in texts for s in text if s.train and s.kind == "template"}
+    return sorted({int(read.ids[-1]) for read in template([*ends]) if len(read.ids)})
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, piece: str) -> int:

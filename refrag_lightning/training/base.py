@@ -53,7 +53,8 @@ class RefragLightningModule(LightningModule):
 
     Attributes:
         model: The model, built by `configure_model`; None before.
-        num_tokens: Tokens trained on so far on this rank, counted by `log_train`.
+        num_tokens: Tokens that this rank has trained on since it started, counted by `log_train`.
+        tokens_before: Tokens that all ranks had trained on when the run was resumed.
     """
 
     model: nn.Module | None
@@ -76,6 +77,7 @@ class RefragLightningModule(LightningModule):
         self.lr_floor = lr_floor
         self.model = None
         self.num_tokens = 0
+        self.tokens_before = 0
         # The frozen weights come from the base models, so a checkpoint has only the others.
         self.strict_loading = False
         self._watch = FiniteWatch()
@@ -123,7 +125,13 @@ class RefragLightningModule(LightningModule):
             num_tokens: Tokens of this batch on this rank, for the tokens per second.
         """
         self.num_tokens += num_tokens
-        named = {f"train/{name}": value for name, value in metrics.items()}
+        # A number would be brought to the device by Lightning, which waits for the device.
+        named = {
+            f"train/{name}": torch.full((), value, device=self.device, dtype=torch.float32)
+            if isinstance(value, float | int)
+            else value
+            for name, value in metrics.items()
+        }
         # Lightning would go on to log the value of an earlier batch.
         results = self.trainer._results
         if results is not None:
@@ -131,6 +139,14 @@ class RefragLightningModule(LightningModule):
             for key in [k for k in results if k.startswith("training_step.") and k not in kept]:
                 del results[key]
         self.log_dict(named, on_step=True, on_epoch=False)
+
+    def total_tokens(self) -> int:
+        """Tokens trained on so far by all ranks, those before a resume among them.
+
+        Every rank has to call it.
+        """
+        here = torch.tensor(self.num_tokens, device=self.device)
+        return self.tokens_before + int(self.trainer.strategy.reduce(here, reduce_op="sum"))
 
     # Optimiser
 
@@ -193,8 +209,8 @@ class RefragLightningModule(LightningModule):
     # Train and eval mode, precision
 
     def setup(self, stage: str) -> None:
-        """Refuses fp16 (see `refuse_fp16`)."""
-        refuse_fp16(self.trainer.precision)
+        """Refuses half precision for weights (see `check_precision`)."""
+        check_precision(self.trainer.precision)
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that every run needs, also one started from Python."""
@@ -232,11 +248,11 @@ class RefragLightningModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the token count; refuses to write weights that a NaN has reached."""
         self._watch.settle()
-        checkpoint["num_tokens"] = self.num_tokens
+        checkpoint["num_tokens"] = self.total_tokens()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the token count."""
-        self.num_tokens = checkpoint.get("num_tokens", 0)
+        self.tokens_before, self.num_tokens = checkpoint.get("num_tokens", 0), 0
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """What trains, and nothing else."""
@@ -256,12 +272,21 @@ class RefragLightningModule(LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
-def refuse_fp16(precision: str | int | None) -> None:
-    """Raises for fp16, which overflows to NaN where vectors are handed to the decoder.
+def check_precision(precision: str | int | None) -> None:
+    """Refuses precisions that do not work.
+
+    fp16 overflows to NaN where vectors are handed to the decoder. bf16-true rounds the weights that
+    train, so that small steps are lost, and the decoder's rotary positions.
 
     Raises:
-        ValueError: If `precision`, as Lightning's Trainer takes it, is fp16.
+        ValueError: If `precision`, as Lightning's Trainer takes it, is one of them.
     """
+    if str(precision) == "bf16-true":
+        raise ValueError(
+            f"trainer.precision ({precision}) is not supported: it rounds the weights that train "
+            "and the decoder's positions; use bf16-mixed, with decoder_dtype bfloat16 where the "
+            "decoder is frozen"
+        )
     if str(precision).startswith("16"):
         raise ValueError(
             f"trainer.precision ({precision}) is not supported: fp16 overflows where vectors are "

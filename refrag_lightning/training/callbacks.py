@@ -11,10 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class SpeedMonitor(Callback):
-    """Logs `train/tokens_per_second`, over all ranks, without the time of validation.
+    """Logs `train/tokens_per_second`, without the time of validation, and `train/tokens`.
 
-    The rate is that of the steps since it was logged last. Tokens are those that the module counts
-    by `log_train(num_tokens=…)`.
+    The rate is that of the steps since it was logged last; `train/tokens` is how many there were
+    since the run began, also before a resume. Both count all ranks. Tokens are those that the
+    module counts by `log_train(num_tokens=…)`.
 
     Attributes:
         tokens_per_second: The rate logged last; 0.0 before.
@@ -45,18 +46,14 @@ class SpeedMonitor(Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.fit_loop._should_accumulate() or not every or trainer.global_step % every:
             return
-        seconds = time.perf_counter() - self._since
-        tokens = (_num_tokens(pl_module) - self._tokens) * trainer.world_size
-        self.tokens_per_second = tokens / max(seconds, 1e-9)
-        pl_module.log("train/tokens_per_second", self.tokens_per_second)
+        seconds, before = time.perf_counter() - self._since, self._tokens
         self._restart(pl_module)
+        self.tokens_per_second = (self._tokens - before) / max(seconds, 1e-9)
+        pl_module.log("train/tokens_per_second", self.tokens_per_second)
+        pl_module.log("train/tokens", float(self._tokens))
 
-    def _restart(self, module: LightningModule) -> None:
-        self._since, self._tokens = time.perf_counter(), _num_tokens(module)
-
-
-def _num_tokens(module: Any) -> int:
-    return module.num_tokens
+    def _restart(self, module: Any) -> None:
+        self._since, self._tokens = time.perf_counter(), module.total_tokens()
 
 
 class ValidateFirst(Callback):

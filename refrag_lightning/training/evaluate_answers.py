@@ -17,8 +17,9 @@ from refrag_lightning.evaluation.answers import Answers, num_columns
 from refrag_lightning.evaluation.gap import NUM_DRAWS, ValueTable
 from refrag_lightning.evaluation.measures import Entry
 from refrag_lightning.evaluation.metrics import SCORES, answer_scores, split_citations
-from refrag_lightning.evaluation.reader import Banks, Reader, end_ids, without_end
+from refrag_lightning.evaluation.reader import Banks, Reader, without_end
 from refrag_lightning.evaluation.readings import readings_of
+from refrag_lightning.text.segments import end_ids
 from refrag_lightning.training.evaluation import Evaluation
 
 READINGS = ("rows", "full", "cut", "none", "titles", "other", "random", "zero")
@@ -90,8 +91,8 @@ class AnswerEvaluation(Evaluation):
         """Loads the model and its baselines, and works out what can be read.
 
         Raises:
-            ValueError: If a baseline's decoder has another tokenizer, so that its nats a token
-                would not be comparable.
+            ValueError: If a baseline reads a conversation as other tokens than the model, so that
+                its nats a token would not be comparable; or what it stands for is not read.
         """
         if self._readers:
             return
@@ -100,14 +101,17 @@ class AnswerEvaluation(Evaluation):
         for name, folder in self.folders.items():
             if folder is not None:
                 readers[name] = self.load_reader(folder)
-                if not self.reader.same_decoder_tokens(readers[name]):
-                    raise ValueError(f"{name} ({folder}) has another tokenizer than the model")
+                difference = self.reader.difference(readers[name], documents=name == "full_model")
+                if difference is not None:
+                    raise ValueError(f"{name} ({folder}) has another {difference} than the model")
                 self.baselines[name] = readers[name].model
         self._readers = readers
         every, generate = (self.possible(kinds) for kinds in self.kinds)
         entries = [Entry(r, generates=r in generate) for r in dict.fromkeys([*every, *generate])]
         for name, kind in (("full_model", "full"), ("closed_model", "none")):
             own = next((e for e in entries if e.reading.kind == kind), None)
+            if name in readers and own is None:
+                raise ValueError(f"{name} ({self.folders[name]}) needs {kind!r} among the readings")
             if name in readers and own is not None:
                 entries.append(Entry(own.reading, name, own.generates))
         self._entries = entries
@@ -118,8 +122,10 @@ class AnswerEvaluation(Evaluation):
         asked = batch.asked
         texts = [without_end(question.segments) for question in asked]
         documents = [p.text for question in asked for p in question.passages]
-        documents += [document for other in batch.others for document in other]
-        banks = self.reader.encode(documents, [entry.reading for entry in self._entries])
+        readings = [entry.reading for entry in self._entries]
+        if any(reading.kind == "other" for reading in readings):
+            documents += [document for other in batch.others for document in other]
+        banks = self.reader.encode(documents, readings)
         written: list[dict[str, str]] = [{} for _ in asked]
         columns = []
         for entry in self._entries:
@@ -165,6 +171,10 @@ class AnswerEvaluation(Evaluation):
                 self.settings(
                     **{k: v for k, v in self.folders.items() if v is not None},
                     data=type(data.source).__name__,
+                    split=data.split,
+                    passages=data.counts or "all",
+                    order=data.order,
+                    drop_gold=data.drop_gold,
                     max_new_tokens=self.max_new_tokens,
                 ),
             ),
@@ -183,7 +193,8 @@ class AnswerEvaluation(Evaluation):
 
     def _answers(self, entry: Entry, batch: QuestionBatch, banks: Banks) -> list[str]:
         reader = self._readers[entry.model]
-        ends = end_ids([question.segments for question in batch.asked], reader.tokenizer)
+        whole = [question.segments for question in batch.asked]
+        ends = end_ids(whole, reader.tokenizer.plain_template)
         return reader.answers(
             [question.prompt for question in batch.asked],
             entry.reading,

@@ -19,6 +19,7 @@ from refrag_lightning.data.examples import TextBatch
 from refrag_lightning.evaluation.metrics import AnswerScores
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import is_adapter_key, without_adapter
+from refrag_lightning.model.generation import stop_ids
 from refrag_lightning.model.load import load
 from refrag_lightning.model.losses import TargetLosses, target_losses
 from refrag_lightning.model.plain import PlainModel
@@ -76,6 +77,9 @@ class LanguageModule(ReaderModule):
             )
         if kl_temperature <= 0:
             raise ValueError(f"kl_temperature ({kl_temperature}) must be positive")
+        for name, least in (("max_new_tokens", max_new_tokens), ("loss_chunk", loss_chunk)):
+            if least < 1:
+                raise ValueError(f"{name} ({least}) must be at least 1")
         super().__init__(encoder, decoder, **kwargs)
         self.ce_weight = ce_weight
         self.kl_weight = kl_weight
@@ -173,26 +177,18 @@ class LanguageModule(ReaderModule):
                 **batch.prompts,
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
-                eos_token_id=self._ends_of_answers(batch) or None,
+                eos_token_id=stop_ids(self.model.decoder, self._ends_of_targets(batch)),
             )
             answers = [answer.strip() for answer in self.tokenizer.batch_decode(tokens)]
             scores = self.scores[str(batch.compression)]
             assert isinstance(scores, AnswerScores)
             scores.update(answers, batch.references)
 
-    def _ends_of_answers(self, batch: TextBatch) -> list[int]:
-        """Tokens that end an answer: the decoder's own, and control tokens that end a target.
-
-        Chat templates end a turn with a token that base models do not stop at.
-        """
-        assert self.model is not None
-        own: Any = self.model.decoder.generation_config.eos_token_id
-        ends = set(own if isinstance(own, list) else [own]) - {None}
+    def _ends_of_targets(self, batch: TextBatch) -> set[int]:
+        """The control tokens that end a text's targets: what closes a turn, in chat templates."""
         is_last_P = batch.text_ids.diff(append=batch.text_ids.new_tensor([-1])) != 0
-        ends |= (
-            set(batch.targets[is_last_P].tolist()) & control_tokens(self.tokenizer.decoder).keys()
-        )
-        return sorted(ends)
+        last = set(batch.targets[is_last_P].tolist())
+        return last & control_tokens(self.tokenizer.decoder).keys()
 
     def _log_figures(self, split: str) -> None:
         """Logs what `_measure` gathered, under names with the rate unless there are no rows."""
@@ -241,8 +237,9 @@ class LanguageModule(ReaderModule):
             loss_P = loss_P + self.kl_weight * losses.kl_P
         if not self.task_weights:
             return loss_P, torch.ones_like(loss_P)
-        weights = [self.task_weights.get(task, 1.0) for task in batch.tasks]
-        return loss_P, loss_P.new_tensor(weights).index_select(0, batch.task_ids)
+        # Filled in on the device: a list of numbers brought there would wait for it.
+        weights = [loss_P.new_full((1,), self.task_weights.get(task, 1.0)) for task in batch.tasks]
+        return loss_P, torch.cat(weights).index_select(0, batch.task_ids)
 
     # The teacher
 

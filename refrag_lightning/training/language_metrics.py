@@ -77,7 +77,7 @@ class TargetSums(Metric):
         records = self.records
         # After ranks were put together it is one tensor.
         joined = torch.cat(records) if isinstance(records, list) else records
-        table = joined.double().cpu().view(-1, 1 + _NAME_BYTES + 5)
+        table = joined.cpu().double().view(-1, 1 + _NAME_BYTES + 5)
         totals: dict[tuple[str, int], Tensor] = {}
         for record in table:
             key = (_name(record[1 : 1 + _NAME_BYTES]), int(record[0]))

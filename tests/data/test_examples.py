@@ -143,8 +143,11 @@ def test_prompts_are_padded_on_the_left(tokenizer):
     for number, length in enumerate(lengths.tolist()):
         student = batch.student["input_ids"][number, :length]
         assert torch.equal(batch.prompts["input_ids"][number, -length:], student)
-    with pytest.raises(ValueError, match="example 'example 1' has no prompt"):
-        collate([examples[0], EXAMPLES[1]], tokenizer)
+    # An example without a prompt is left out of what is generated.
+    some = collate([EXAMPLES[0], examples[1], EXAMPLES[2]], tokenizer)
+    assert some.num_texts == 3 and some.references == (("Paris",),)
+    length = int(lengths[1])
+    assert torch.equal(some.prompts["input_ids"], batch.prompts["input_ids"][1:2, -length:])
 
 
 @pytest.mark.parametrize("trained", [[], [Segment("", "text", train=True)]])

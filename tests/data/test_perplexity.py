@@ -63,6 +63,17 @@ def test_bare_text_goes_on_as_it_stands_in_the_source():
         assert texts[0].endswith("".join(segment.text for segment in none.segments))
 
 
+def test_last_tokens_take_the_positions_of_rows_of_several_vectors():
+    data = _data(refrag(compression=8, num_slots=2))
+    for index in range(3):
+        sizes = []
+        for reading in ("compressed", "last"):
+            batch = data.collate([Window(index, Cell(reading, 48), 8)])
+            sizes.append(batch.num_tokens)
+        # Words are whole, so that a few tokens may be missing, but not half of them.
+        assert sizes[0] - 5 <= sizes[1] <= sizes[0]
+
+
 @pytest.mark.parametrize("rate", [4, 8])
 def test_last_tokens_take_as_many_positions_as_rows(rate):
     data = _data()

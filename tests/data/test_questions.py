@@ -47,7 +47,8 @@ def test_json_lines(tmp_path):
 
 
 def test_splits_are_disjoint_and_the_key_follows_file_and_settings(tmp_path):
-    path = write(tmp_path / "q.jsonl.gz", [ROW | {"id": str(n)} for n in range(8)])
+    rows = [ROW | {"id": str(n), "passages": [f"Passage {n}."]} for n in range(8)]
+    path = write(tmp_path / "q.jsonl.gz", rows)
     source = JsonLinesQuestions(path, held_out=0.25, limit=8)
     ids = {split: [q.id for q in source.questions(split)] for split in ("train", "val", "test")}
     assert ids == {"train": ["0", "1", "4", "5"], "test": ["2", "6"], "val": ["3", "7"]}
@@ -56,6 +57,15 @@ def test_splits_are_disjoint_and_the_key_follows_file_and_settings(tmp_path):
     assert JsonLinesQuestions(path, held_out=0.25).key() != before
     write(tmp_path / "q.jsonl.gz", [ROW])
     assert source.key() != before
+
+
+def test_questions_in_a_row_on_the_same_passages_are_in_one_split(tmp_path):
+    # Passages a, b, c and d of two, three, one and one questions; the last two have none.
+    passages = [["a"], ["a"], ["b"], ["b"], ["b"], ["c"], ["d"], [], []]
+    rows = [ROW | {"id": str(n), "passages": p} for n, p in enumerate(passages)]
+    source = JsonLinesQuestions(write(tmp_path / "q.jsonl.gz", rows), held_out=0.25)
+    ids = {split: [q.id for q in source.questions(split)] for split in ("train", "test", "val")}
+    assert ids == {"train": ["0", "1", "2", "3", "4", "7", "8"], "test": ["5"], "val": ["6"]}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,13 @@ def test_conversations_in_which_nothing_is_learnt_are_left_out(tokenizer, tmp_pa
         data.val_dataloader()
 
 
+def test_rows_stay_tokens_in_training_alone(tokenizer, questions):
+    data = SFTDataModule(questions, expand_share=0.5, tokenizer=tokenizer, eval_examples=4)
+    batches = [data.collate([data.training_data()[0]]), next(iter(data.val_dataloader()[0]))]
+    states = [{row.state for trace in b.student.trace for row in trace} for b in batches]
+    assert states == [{"tokens", "vector"}, {"vector"}]
+
+
 def test_each_training_batch_has_one_of_the_rates(tokenizer, questions):
     data = SFTDataModule(questions, tokenizer=tokenizer)
     samples = [data.training_data()[0]]
@@ -231,7 +238,10 @@ def test_a_conversation_that_the_user_ends_has_no_prompt(tokenizer, chats):
     whole = data.training_data()[0]
     cut = Conversation("cut", whole.turns[:3])
     assert data._collate_eval([whole], split="train", compression=4).prompts is not None
-    assert data._collate_eval([whole, cut], split="train", compression=4).prompts is None
+    both = data._collate_eval([whole, cut], split="train", compression=4)
+    assert both.num_texts == 2 and len(both.prompts["input_ids"]) == 1
+    # Chat data without references is scored against what it says itself.
+    assert both.references == ((whole.turns[-1].content[0],),)
 
 
 def test_without_an_encoder_documents_are_read_as_text(questions):

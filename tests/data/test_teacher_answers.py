@@ -78,6 +78,26 @@ def test_answers_are_the_models_own_greedy_ones(conversations, teacher):
     assert len(set(answers)) == len(answers) and all(answers)
 
 
+def test_an_answer_ends_with_its_turn_where_the_base_model_would_go_on(
+    conversations, teacher, monkeypatch
+):
+    long = replace(teacher, max_new_tokens=40)
+    model, tokenizer = load(teacher.model)
+    end = tokenizer.decoder.convert_tokens_to_ids("<|im_end|>")
+    model.decoder.generation_config.eos_token_id = None
+    asked = []
+    generate = type(model).generate
+
+    def generating(self, **options):
+        asked.append(options["eos_token_id"])
+        return generate(self, **options)
+
+    monkeypatch.setattr(type(model), "generate", generating)
+    monkeypatch.setattr(loading, "load", lambda *names, **options: (model, tokenizer))
+    ask(conversations, long, key={"of": "ends"})
+    assert asked == [[end]] * 3
+
+
 def test_answers_are_generated_once(conversations, teacher, loads):
     first = ask(conversations, teacher)
     assert ask(conversations, teacher) == first and len(loads) == 1

@@ -174,23 +174,22 @@ def test_report_is_written(tmp_path):
     assert not math.isnan(cell["low"])
 
 
-def test_weights_and_biases_get_every_table_and_plot(tmp_path):
+def test_weights_and_biases_get_every_table_and_plot(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
     from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-    class Logger(WandbLogger):
-        def __init__(self):
-            self.logged = {}
-
-        def log_table(self, key, columns=None, data=None, **options):
-            self.logged[key] = (columns, data)
-
-        def log_image(self, key, images, **options):
-            self.logged[key] = images
-
+    monkeypatch.setenv("WANDB_SILENT", "true")
     report = _answers({"rows@4": 1.25, "full": 1.0, "none": 2.0}).report("A", {})
-    logger = Logger()
+    report.write(tmp_path)
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
     report.log([CSVLogger(tmp_path), logger], tmp_path)
-    columns, rows = logger.logged["report/Gap closed"]
-    assert columns[:2] == ["reading", "nll"] and rows[0][:2] == ["rows@4", "0.750 [0.750, 0.750]"]
-    assert logger.logged["report/nll by rate"] == [str(tmp_path / "nll_by_rate.png")]
-    assert len(logger.logged) == len(report.tables) + len(report.plots)
+    logger.experiment.finish()
+    found = {}
+    for path in tmp_path.rglob("*.table.json"):
+        found[path.name.split("_")[0]] = json.loads(path.read_text())
+    assert {*found} == {table.name for table in report.tables}
+    table = found["Gap closed"]
+    assert table["columns"][:2] == ["reading", "nll"]
+    assert table["data"][0][:2] == ["rows@4", "0.750 [0.750, 0.750]"]
+    images = [path.name.split("_")[0] for path in tmp_path.rglob("media/images/**/*.png")]
+    assert sorted(images) == sorted(plot.name for plot in report.plots)

@@ -81,6 +81,82 @@ def test_generation_stops_before_a_stop_string():
     assert cut == written[: written.index(stop)]
 
 
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+def test_options_of_generation_under_every_name(name):
+    lm = RefragLM("tiny/decoder", device="cpu")
+    context = "The river flows"
+    greedy, other, same = lm.generate_until(
+        [
+            _request("generate_until", context, {name: 3}),
+            _request("generate_until", context, {name: 6, "do_sample": False, "top_p": 0.5}),
+            _request("generate_until", context, {name: 3, "temperature": 0.0, "until": [""]}),
+        ]
+    )
+    ids = lm.reader.tokenizer.plain_decoder([context])[0].ids
+    tokens = lm.reader.model.decoder.generate(
+        torch.from_numpy(ids)[None], max_new_tokens=6, do_sample=False
+    )[0, len(ids) :]
+    assert greedy == same == lm.reader.tokenizer.decode(tokens[:3])
+    assert other == lm.reader.tokenizer.decode(tokens)
+    torch.manual_seed(0)
+    hot = {name: 6, "temperature": 50.0}
+    written = lm.generate_until([_request("generate_until", context, hot) for _ in range(4)])
+    assert len({*written}) > 1
+
+
+def test_an_answer_ends_with_its_turn_though_the_base_model_would_go_on(monkeypatch):
+    lm = RefragLM("tiny/decoder", device="cpu")
+    end = lm.reader.tokenizer.decoder.convert_tokens_to_ids("<|im_end|>")
+    monkeypatch.setattr(lm.reader.model.decoder.generation_config, "eos_token_id", None)
+    asked = []
+    generate = lm.reader.model.generate
+    monkeypatch.setattr(
+        lm.reader.model, "generate", lambda **o: asked.append(o["eos_token_id"]) or generate(**o)
+    )
+    lm.generate_until([_request("generate_until", "The river", {"max_gen_toks": 2})])
+    assert asked == [[end]]
+
+
+def test_of_a_long_context_the_end_is_read(caplog):
+    text = "The Seine flows through Paris and on to the sea, far from here."
+    whole = RefragLM("tiny/decoder", device="cpu")
+    short = RefragLM("tiny/decoder", device="cpu", max_length=16)
+    decoder = short.reader.tokenizer.plain_decoder
+    tokens, after = decoder([text, " It is"])
+    kept = text[tokens.starts[len(after.ids) - 16] :]
+    assert len(tokens.ids) > 16
+    with caplog.at_level(logging.WARNING, logger="refrag_lightning"):
+        got = short.loglikelihood([_request("loglikelihood", text, " It is")])
+    assert "max_length (16)" in caplog.text
+    expected = whole.loglikelihood([_request("loglikelihood", kept, " It is")])
+    assert got[0][0] == pytest.approx(expected[0][0], rel=1e-5)
+    options = {"max_gen_toks": 12}
+    (written,) = short.generate_until([_request("generate_until", text, options)])
+    (wanted,) = whole.generate_until(
+        [_request("generate_until", text[tokens.starts[-4] :], options)]
+    )
+    assert written == wanted
+    with pytest.raises(ValueError, match=r"max_gen_toks \(256\) leaves nothing of max_length"):
+        short.generate_until([_request("generate_until", text, {})])
+
+
+def test_documents_of_a_long_context_stay_or_go_as_a_whole(folder):
+    lm = RefragLM(str(folder), documents="tags", device="cpu", rate=8)
+    first, second = "The Seine flows through Paris. " * 4, "The Loire is long."
+    context = f"Read: <doc>{first}</doc><doc>{second}</doc>Where?"
+    text = lm._segments(context)
+    batch = lm.reader.tokenizer.at(8).build([text])
+    positions = int(batch["attention_mask"].sum())
+    assert lm._fitted(text, positions) == text
+    # Without room for its rows, the first document goes with all that stands before it.
+    (place, _) = [n for n, segment in enumerate(text) if segment.document]
+    after = text[place + 1 :]
+    behind = int(lm.reader.tokenizer.at(8).build([after])["attention_mask"].sum())
+    (packed,) = lm.reader.tokenizer.at(8).pack([first])
+    assert lm._fitted(text, behind + packed.num_rows - 1) == after
+    assert lm._fitted(text, behind + packed.num_rows) == text[place:]
+
+
 def test_rolling_likelihood_of_a_long_text_counts_every_token_once():
     text = "The Seine flows through Paris and on to the sea."
     whole = RefragLM("tiny/decoder", device="cpu")
@@ -90,6 +166,12 @@ def test_rolling_likelihood_of_a_long_text_counts_every_token_once():
     pieces = list(short._stretches(text))
     assert "".join(s.text for piece in pieces for s in piece if s.train) == text
     assert len(pieces) == 3
+    # One token before the second stretch; the last one has all that there is room for.
+    sizes = [
+        [len(short.reader.tokenizer.plain_decoder([s.text])[0].ids) for s in piece]
+        for piece in pieces[1:]
+    ]
+    assert sizes[0] == [1, 7] and sum(sizes[1]) == 8 and sizes[1][0] > 1
     (parts,) = short.loglikelihood_rolling([_request("loglikelihood_rolling", text)])
     # Random weights: less context changes the figure, but not by much a token.
     assert parts == pytest.approx(total, rel=0.2) and parts != total
@@ -133,8 +215,52 @@ def test_bad_settings_are_named(folder):
         RefragLM(str(folder), documents="Passage: (.*)")
     with pytest.raises(ValueError, match="read \\('vectors'\\)"):
         RefragLM(str(folder), read="vectors")
+    with pytest.raises(ValueError, match=r"max_length \(3\) must be at least 4"):
+        RefragLM(str(folder), max_length=3)
+    # Names that it does not know are no silent wish.
+    with pytest.raises(TypeError, match="documnets"):
+        RefragLM(str(folder), documnets="tags")
     with pytest.raises(ValueError, match="cannot read rows@3"):
         RefragLM(str(folder), documents="tags", rate=3)
+
+
+def test_a_local_task_without_documents_generates_in_the_chat_template(folder, tmp_path, caplog):
+    rows = [{"question": f"Which is {n}?", "answer": str(n)} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "numbers",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 5},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    with caplog.at_level(logging.WARNING, logger="refrag_lightning"):
+        found = simple_evaluate(
+            "refrag",
+            model_args={"init_from": str(folder), "device": "cpu", "documents": "tags"},
+            tasks=[task],
+            batch_size=2,
+            apply_chat_template=True,
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+        )
+    assert "no context so far holds a document" in caplog.text
+    lm = RefragLM(str(folder), device="cpu")
+    model, tokenizer = lm.reader.model, lm.reader.tokenizer
+    right = 0
+    for sample in found["samples"]["numbers"]:
+        row = rows[sample["doc_id"]]
+        # Another way to the same: the tokenizer's own chat template.
+        batch = tokenizer.apply_chat([{"role": "user", "content": row["question"]}])
+        tokens = model.generate(**batch, max_new_tokens=5, do_sample=False)
+        written = tokenizer.decode(tokens[0]).split("\n")[0]
+        assert sample["resps"] == [[written]]
+        right += written == row["answer"]
+    assert found["results"]["numbers"]["exact_match,none"] == pytest.approx(right / 3)
 
 
 def test_a_local_task_runs(folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refrag_lightning.evaluation.reader import end_ids, without_end
+from refrag_lightning.evaluation.reader import without_end
 from refrag_lightning.evaluation.readings import (
     Reading,
     build,
@@ -17,7 +17,7 @@ from refrag_lightning.evaluation.readings import (
     readings_of,
 )
 from refrag_lightning.text.documents import Document
-from refrag_lightning.text.segments import render_chat
+from refrag_lightning.text.segments import end_ids, render_chat
 
 RIVER = "The Seine flows through Paris and on to the sea near Le Havre."
 TOWER = "The tower was built for the fair of 1889; it was never meant to stay."
@@ -105,6 +105,24 @@ def test_none_holds_nothing_of_documents_and_titles_only_headers(reader):
     assert _nats(reader, [_text(reader)[0]], "full") == pytest.approx(
         _nats(reader, texts[:1], "none"), rel=1e-4
     )
+
+
+def test_none_is_tokenized_as_if_there_had_been_no_document(reader):
+    tokenizer = reader.tokenizer
+    style = {"header": tokenizer.header, "footer": tokenizer.footer}
+
+    def text(*content):
+        messages = [{"role": "user", "content": [*content]}]
+        messages += [{"role": "assistant", "content": ["Paris"]}]
+        return render_chat(tokenizer.decoder, messages, add_generation_prompt=False, **style)
+
+    # Apart, "Sei" and "ne" would be other tokens than the word.
+    around = text("Read about the Sei", Document(RIVER), "ne and answer.")
+    bare = text("Read about the Seine and answer.")
+    (left,) = read([around], Reading("none"), tokenizer)
+    assert left == bare
+    ids = [tokenizer.build([t])["input_ids"].tolist() for t in (left, bare)]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize("name", ["cut@4", "cut@8", "last@4"])
@@ -209,8 +227,10 @@ def test_answers_are_those_of_generate_and_stop_at_the_end_of_the_turn(reader):
     assert len(reader.tokenizer.plain_decoder(none)[0].ids) <= 1
     end = [replace(s, train=True) if s.text == "<|im_end|>" else s for s in whole]
     decoder = reader.tokenizer.decoder
-    assert end_ids([end], reader.tokenizer) == [decoder.convert_tokens_to_ids("<|im_end|>")]
-    assert end_ids([whole], reader.tokenizer) == []
+    assert end_ids([end], reader.tokenizer.plain_template) == [
+        decoder.convert_tokens_to_ids("<|im_end|>")
+    ]
+    assert end_ids([whole], reader.tokenizer.plain_template) == []
 
 
 def test_a_text_without_a_target_is_named(reader):

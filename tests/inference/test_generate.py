@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from refrag_lightning import RefragModel, RefragTokenizer, hub
 from refrag_lightning.cli import main
+from refrag_lightning.model import PlainModel
 
 PROMPT = 'Where? <doc id="1" title="Rivers">The Seine flows through Paris.</doc> Answer:'
 
@@ -46,6 +47,20 @@ def test_it_prints_the_greedy_answer_alone(folder, capsys, expand):
     batch = tokenizer(PROMPT, expand=expand)
     tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)
     assert capsys.readouterr().out == tokenizer.decode(tokens[0]) + "\n"
+
+
+def test_a_causal_language_model_alone_reads_documents_as_text(tmp_path, capsys):
+    model = PlainModel.from_pretrained("tiny/decoder")
+    tokenizer = RefragTokenizer.from_encoder_decoder(None, "tiny/decoder", compression=1)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    options = ["--prompt", PROMPT, "--max_new_tokens", "6", "--expand", "all"]
+    main(["generate", "--model", str(tmp_path), *options])
+    batch = tokenizer(PROMPT, expand="all")
+    tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)
+    assert capsys.readouterr().out == tokenizer.decode(tokens[0]) + "\n"
+    code, error = _failure(capsys, ["--model", str(tmp_path), "--prompt", PROMPT])
+    assert code == 1 and "expand='all'" in error
 
 
 def test_chat_from_standard_input(folder, capsys, monkeypatch):

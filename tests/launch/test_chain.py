@@ -41,6 +41,7 @@ class FakeProcess:
         out, name = words[words.index("--runs_dir") + 1], words[words.index("--name") + 1]
         self.folder = Path(out) / name / f"2026-01-01_00-00-{len(self.commands):02d}"
         (self.folder / "checkpoints").mkdir(parents=True)
+        (self.folder / "metrics.csv").write_text("step,train/tokens\n4,1000\n9,2000\n")
         if words[0] == "fit":
             (self.folder / "checkpoints" / "last.ckpt").touch()
         else:
@@ -85,7 +86,7 @@ def test_folders_and_variables_are_put_in_and_finished_stages_are_left_alone(wri
     ]
     results = (out / "results.md").read_text()
     assert "## three\n\n## A report\n\nGood." in results
-    assert "| one | - | - | 0.0 |" in results
+    assert "| one | 10 | 2,000 | 0.0 |" in results
     chain(str(file), str(out), set={"text": "my corpus"})
     assert len(runs.commands) == 3
 
@@ -109,6 +110,43 @@ def test_a_stage_whose_command_has_changed_runs_again(write, runs, tmp_path):
     chain(str(write(stages={"one": "test --config a.yaml"})), str(out))
     chain(str(write(stages={"one": "test --config b.yaml"})), str(out))
     assert [command[2] for command in runs.commands] == ["a.yaml", "b.yaml"]
+
+
+def test_chains_with_one_output_folder_share_their_stages(write, runs, tmp_path):
+    out = str(tmp_path / "out")
+    chain(str(write(stages={"one": "fit --config a.yaml", "two": "fit --model {one}"})), out)
+    chain(str(write(stages={"one": "fit --config a.yaml", "three": "fit --model {one}"})), out)
+    chain(str(write(stages={"one": "fit --config a.yaml", "two": "fit --model {one}"})), out)
+    assert [command[-1] for command in runs.commands] == ["one", "two", "three"]
+
+
+def test_another_command_does_not_go_on_from_the_checkpoint_of_the_first(write, runs, tmp_path):
+    out = tmp_path / "out"
+    runs.ends = [None]
+    with pytest.raises(SystemExit):
+        chain(str(write(stages={"one": "fit --config a.yaml"})), str(out), minutes=1)
+    chain(str(write(stages={"one": "fit --config b.yaml"})), str(out))
+    assert "--ckpt_path" not in runs.commands[1]
+
+
+def test_a_chain_that_was_killed_goes_on_from_the_checkpoint(write, runs, tmp_path, monkeypatch):
+    file, out = write(stages={"one": "fit --config a.yaml"}), tmp_path / "out"
+    save = Chain._save
+    saves = []
+
+    def only_before_the_run(self):
+        # A killed chain has saved nothing after the run began.
+        saves.append(1)
+        if len(saves) == 1:
+            save(self)
+
+    monkeypatch.setattr(Chain, "_save", only_before_the_run)
+    runs.ends = [None]
+    with pytest.raises(SystemExit):
+        chain(str(file), str(out), minutes=1)
+    monkeypatch.setattr(Chain, "_save", save)
+    chain(str(file), str(out))
+    assert runs.commands[1][-1].endswith("00-00-01/checkpoints/last.ckpt")
 
 
 def test_a_failure_is_told_and_kept(write, runs, tmp_path):
@@ -152,7 +190,8 @@ def test_a_variable_without_a_value(write, runs, tmp_path):
 def test_every_chain_has_commands_that_parse(path, tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    values = {name: "x" for name in yaml.safe_load(path.read_text()).get("variables") or {}}
+    variables = yaml.safe_load(path.read_text()).get("variables") or {}
+    values = {name: "x" for name, value in variables.items() if value is None}
     run = Chain(path, tmp_path / "out", values)
     folder = tmp_path / "model"
     folder.mkdir()

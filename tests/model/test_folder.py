@@ -112,6 +112,18 @@ def test_a_full_folder_needs_no_base(based, tmp_path, monkeypatch):
     assert same(based, RefragModel.from_pretrained(tmp_path / "full"))
 
 
+def test_a_full_folder_in_half_precision_keeps_its_positions_whole(based, tmp_path):
+    scramble(based).save_pretrained(tmp_path / "full", full=True)
+    model = RefragModel.from_pretrained(
+        tmp_path / "full", dtype="bfloat16", attn_implementation="eager"
+    )
+    assert {p.dtype for p in model.decoder.parameters()} == {torch.bfloat16}
+    rotary = dict(model.decoder.named_buffers())["model.rotary_emb.inv_freq"]
+    assert rotary.dtype == torch.float32
+    for part in (model.encoder, model.decoder):
+        assert part.config._attn_implementation == "eager"
+
+
 def test_a_full_folder_can_be_saved_as_a_difference_again(based, tmp_path):
     scramble(based).save_pretrained(tmp_path / "full", full=True)
     RefragModel.from_pretrained(tmp_path / "full").save_pretrained(tmp_path / "small")

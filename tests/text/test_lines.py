@@ -34,13 +34,6 @@ def test_texts_fill_their_lines_without_gap_or_overlap(lengths, line_length):
     assert all(a + b > line_length for a, b in pairwise(sizes))
 
 
-def test_a_text_longer_than_a_line_is_named():
-    with pytest.raises(ValueError, match=r"text 1 takes 9 positions, more than line_length \(8\)"):
-        first_fit(np.asarray([8, 9, 10]), 8)
-    with pytest.raises(ValueError, match=r"line_length \(0\)"):
-        first_fit(np.asarray([1]), 0)
-
-
 def texts():
     """Three texts: ids 11 12 13 (the last two learnt), 21 and a slot, 31 (learnt)."""
     first, second, third = Positions(), Positions(), Positions()

@@ -5,7 +5,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from refrag_lightning.training.base import refuse_fp16
+from refrag_lightning.data.examples import Example, collate
+from refrag_lightning.text.segments import Segment
+from refrag_lightning.text.tokenizer import RefragTokenizer
+from refrag_lightning.training.base import check_precision
+from refrag_lightning.training.callbacks import SpeedMonitor
+from refrag_lightning.training.checkpoints import Checkpoints
 from refrag_lightning.training.finite import FiniteWatch, NonFiniteError
 from refrag_lightning.training.metrics_csv import MetricsCSV
 from refrag_lightning.training.optim import part_of, warmup_cosine
@@ -142,12 +147,12 @@ def test_an_unknown_number_of_steps_is_an_error(tmp_path):
         trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(ToyModule(), ToyDataModule())
 
 
-def test_fp16_is_refused():
-    for precision in ("16-mixed", "16-true", 16, "16"):
+def test_half_precision_that_loses_values_is_refused():
+    for precision in ("16-mixed", "16-true", 16, "16", "bf16-true"):
         with pytest.raises(ValueError, match="use bf16-mixed"):
-            refuse_fp16(precision)
+            check_precision(precision)
     for precision in ("bf16-mixed", "32-true", 32, None):
-        refuse_fp16(precision)
+        check_precision(precision)
 
 
 def test_default_names():
@@ -172,3 +177,46 @@ def test_the_rates_of_a_run_are_the_peak_times_warmup_and_cosine(tmp_path):
         assert rates == pytest.approx({"projector": 0.02 * factor, "decoder": 0.001 * factor})
     assert seen[3]["projector"] == pytest.approx(0.02)
     assert len(seen) == 8
+
+
+def tokens_logged(folder, *, max_steps, devices=1, ckpt_path=None):
+    module = ToyModule(lr=0.01)
+    # What two processes learnt is put into the module of this one.
+    module.configure_model()
+    Trainer(
+        accelerator="cpu",
+        strategy="auto" if devices == 1 else "ddp_fork",
+        devices=devices,
+        logger=MetricsCSV(folder),
+        callbacks=[SpeedMonitor(), Checkpoints(folder, every_n_steps=1, monitor=None)],
+        log_every_n_steps=2,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        max_steps=max_steps,
+    ).fit(module, ToyDataModule(size=48, batch_size=4), ckpt_path=ckpt_path)
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["train/tokens"]) for row in csv.DictReader(file) if row["train/tokens"]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_tokens_of_all_ranks_are_counted_on_after_a_resume(tmp_path, devices):
+    # A sample counts as 4 tokens, so a step takes 4 * 4 on each rank.
+    step = 16 * devices
+    assert tokens_logged(tmp_path / "a", max_steps=3, devices=devices) == [2 * step]
+    last = tmp_path / "a" / "last.ckpt"
+    assert torch.load(last, weights_only=False)["num_tokens"] == 3 * step
+    resumed = tokens_logged(tmp_path / "b", max_steps=6, devices=devices, ckpt_path=last)
+    assert resumed == [4 * step, 6 * step]
+
+
+def test_batches_go_to_a_gpu_without_waiting(monkeypatch):
+    tokenizer = RefragTokenizer.from_encoder_decoder(None, "tiny/decoder", compression=1)
+    batch = collate([Example((Segment("a", "text"), Segment("b", "text", train=True)))], tokenizer)
+    calls = []
+    monkeypatch.setattr(type(batch), "to", lambda *given, **options: calls.append((given, options)))
+    ToyDataModule().transfer_batch_to_device(batch, torch.device("cuda:0"), 0)
+    assert calls == [((batch, torch.device("cuda:0")), {"non_blocking": True})]

@@ -150,6 +150,35 @@ def test_bad_settings_are_named(folder, tmp_path, lines):
     module = AnswerEvaluation(str(folder), full_model="tiny/gemma")
     with pytest.raises(ValueError, match=r"full_model \(tiny/gemma\) has another tokenizer"):
         _test(tmp_path, module, QuestionDataModule(JsonLinesQuestions(lines)))
+    # A baseline that would be loaded and not be read.
+    module = AnswerEvaluation(str(folder), closed_model=str(folder), readings=["full"], generate=[])
+    with pytest.raises(ValueError, match=r"closed_model .* needs 'none' among the readings"):
+        _test(tmp_path, module, QuestionDataModule(JsonLinesQuestions(lines)))
+
+
+def test_a_baseline_of_another_header_is_refused(folder, tmp_path, lines):
+    model, tokenizer = RefragModel.from_pretrained(folder), RefragTokenizer.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.header = "Document {id}: {title}\n"
+    tokenizer.save_pretrained(tmp_path / "other")
+    other, data = str(tmp_path / "other"), QuestionDataModule(JsonLinesQuestions(lines))
+    options = {"readings": ["full", "none"], "generate": [], "num_draws": 50}
+    with pytest.raises(ValueError, match=r"full_model .* has another header or footer"):
+        _test(tmp_path, AnswerEvaluation(str(folder), full_model=other, **options), data)
+    # Without documents there are no headers.
+    report, _ = _test(tmp_path, AnswerEvaluation(str(folder), closed_model=other, **options), data)
+    nll = {name: cell["value"] for name, cell in _column(report, "Answers", "nll").items()}
+    assert nll["closed-book baseline"] == pytest.approx(nll["none"], rel=1e-6)
+
+
+def test_one_question_alone_is_measured_unless_a_control_needs_another(folder, tmp_path, lines):
+    data = QuestionDataModule(JsonLinesQuestions(lines, limit=1))
+    module = AnswerEvaluation(str(folder), readings=["rows", "zero"], generate=[], num_draws=50)
+    report, _ = _test(tmp_path, module, data)
+    assert {*_column(report, "Answers", "nll")} == {"rows@4", "rows@8", "zero@4", "zero@8"}
+    module = AnswerEvaluation(str(folder), readings=["rows", "other"], generate=[])
+    with pytest.raises(ValueError, match="needs another question that has documents"):
+        _test(tmp_path, module, data)
 
 
 @pytest.mark.parametrize("name", ["biographies", "perplexity"])

@@ -274,7 +274,7 @@ def test_answers_end_where_the_chat_template_ends_a_turn():
     module = build(decoder="tiny/gemma")
     module.model.decoder.generation_config.eos_token_id = None
     end = module.tokenizer.decoder.convert_tokens_to_ids("<end_of_turn>")
-    assert module._ends_of_answers(make(module)) == [end]
+    assert module._ends_of_targets(make(module)) == {end}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +285,8 @@ def test_answers_end_where_the_chat_template_ends_a_turn():
         ({"ce_weight": 0.0}, "nothing is learnt"),
         ({"ce_weight": 0.0, "kl_weight": 0.0, "teacher": "self"}, "nothing is learnt"),
         ({"kl_temperature": 0.0}, r"kl_temperature \(0.0\)"),
+        ({"loss_chunk": 0}, r"loss_chunk \(0\)"),
+        ({"max_new_tokens": 0}, r"max_new_tokens \(0\)"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -167,3 +167,19 @@ def test_hyper_parameters_are_all_there():
     assert [module.hparams[name] for name in names] == [
         "tiny/encoder", [4, 8], 0.5, "self", "bfloat16", None, 0.05,
     ]  # fmt: skip
+
+
+def test_the_decoder_alone_takes_the_attention_asked_for():
+    usual, eager = build(**PAIR), build(**PAIR, attn_implementation="eager")
+    assert eager.model.decoder.config._attn_implementation == "eager"
+    assert eager.model.encoder.config._attn_implementation == "sdpa"
+    batch = usual.tokenizer(TEXT)
+    torch.testing.assert_close(eager.model(**batch).logits, usual.model(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"), [("float16", r"decoder_dtype \(float16\)"), ("int64", "'int64'")]
+)
+def test_a_decoder_dtype_that_cannot_work_is_refused(dtype, message):
+    with pytest.raises(ValueError, match=message):
+        SFTModule(**PAIR, decoder_dtype=dtype)
