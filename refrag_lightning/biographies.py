@@ -64,7 +64,7 @@ FACTS = (
     Fact(
         "home",
         "place",
-        ("lives near {value}", "has a house outside {value}", "settled beside {value}"),
+        ("lives at {value}", "has a house at {value}", "settled at {value}"),
         ("Where does {name} live?", "Where is the home of {name}?"),
         "Where does the teacher of {name} live?",
     ),
@@ -103,7 +103,12 @@ FACTS = (
         "What is the dog of the teacher of {name} called?",
     ),
 )
-"""The eight facts of every person, in the order in which a plain biography tells them."""
+"""The eight facts of every person.
+
+No two of them have values of the same form: a date and a year, a full name and a first name, a town
+and an address. So questions on one person test what was read, and it takes two people to test whose
+it was.
+"""
 
 _MONTHS = [
     "January",
@@ -164,6 +169,7 @@ _LAST = [
     "worth",
 ]
 _TOWN = ["burg", "bury", "ford", "haven", "mouth", "port", "ton", "vale", "ville", "wich"]
+_STREET = ["bank", "bridge", "gate", "green", "hill", "park", "well", "wood"]
 _TRADE = ["Bakery", "Foundry", "Mills", "Museum", "Press", "Railway", "Shipyard", "Weavers"]
 
 
@@ -207,7 +213,7 @@ class Biographies:
         seed: Draws the words of the world and everything in it.
         num_first: First names that there are.
         num_last: Last names that there are.
-        num_places: Places that there are.
+        num_places: Towns that there are, and as many streets.
         num_employers: Employers that there are.
         facts_a_sentence: Fewest and most facts told in one sentence.
         left_out: Share of the facts that a biography leaves out, which makes their questions
@@ -248,12 +254,14 @@ class Biographies:
         self.firsts = _words(num_first, lambda: _syllable(rng) + _syllable(rng))
         self.lasts = _words(num_last, lambda: _syllable(rng) + rng.choice(_LAST))
         self.places = _words(num_places, lambda: _syllable(rng) + rng.choice(_TOWN))
+        self.streets = _words(num_places, lambda: _syllable(rng) + rng.choice(_STREET))
         trades = _words(num_employers, lambda: _syllable(rng) + _syllable(rng))
         self.employers = [f"{word} {rng.choice(_TRADE)}" for word in trades]
 
     def words(self) -> list[str]:
         """Every word, number and mark that biographies, questions and answers are written with."""
-        phrases = [*self.firsts, *self.lasts, *self.places, *self.employers, *_MONTHS, UNKNOWN]
+        phrases = [*self.firsts, *self.lasts, *self.places, *self.streets, *self.employers]
+        phrases += [*_MONTHS, UNKNOWN, "Street"]
         for fact in FACTS:
             phrases += [text.format(value="", name="") for text in (*fact.clauses, *fact.questions)]
             phrases.append(fact.of_teacher.format(name=""))
@@ -350,6 +358,8 @@ class Biographies:
     def _value(self, rng: random.Random, fact: Fact) -> str:
         if fact.name == "birthday":
             return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1900, 1979)}"
+        if fact.name == "home":
+            return f"{rng.randint(2, 99)} {rng.choice(self.streets)} Street"
         if fact.name == "prize":
             return str(rng.randint(1980, 2019))
         if fact.name == "teacher":

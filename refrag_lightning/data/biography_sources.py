@@ -44,7 +44,7 @@ class BiographyWorld:
         strangers: Questions a group on someone whose biography is not at hand.
         num_first: First names that there are.
         num_last: Last names that there are.
-        num_places: Places that there are.
+        num_places: Towns that there are, and as many streets.
         num_employers: Employers that there are.
     """
 
