@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,11 @@ from refrag_lightning.data.conversations import (
 )
 from refrag_lightning.data.questions import read_passages
 from refrag_lightning.data.rows import (
+    HubRows,
+    JsonRows,
     Row,
+    RowSource,
     field_of,
-    files_key,
-    hub_rows,
-    json_rows,
-    matching_files,
     text_of,
 )
 from refrag_lightning.text.documents import Document, parse
@@ -29,7 +28,13 @@ ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assi
 """Names of the roles in public data sets that chat templates do not know."""
 
 
-class JsonLinesConversations(ConversationSource):
+class _ConversationRows(RowSource, ConversationSource):
+    def item(self, row: Row, where: str) -> Conversation:
+        """The conversation of a row."""
+        return _conversation(row, self.fields, where)
+
+
+class JsonLinesConversations(_ConversationRows):
     """JSON lines files, gzipped or not, each line with its `messages`.
 
     A message has a `role` and a `content`, in which `<doc>` blocks are documents, and perhaps
@@ -57,27 +62,10 @@ class JsonLinesConversations(ConversationSource):
         held_out: float = 0.0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(held_out, limit)
-        self.paths = [paths] if isinstance(paths, str) else paths
-        self.fields = (messages, role, content)
-
-    def read(self) -> Iterator[Conversation]:
-        """Yields the conversation of each line, file after file."""
-        for file in matching_files(self.paths):
-            for where, row in json_rows(file):
-                yield _conversation(row, self.fields, where)
-
-    def key(self) -> dict[str, Any]:
-        """The files' names, sizes and times of change, and the settings."""
-        return {
-            "files": files_key(matching_files(self.paths)),
-            "fields": self.fields,
-            "held_out": self.held_out,
-            "limit": self.limit,
-        }
+        super().__init__(JsonRows(paths), (messages, role, content), held_out, limit)
 
 
-class HubConversations(ConversationSource):
+class HubConversations(_ConversationRows):
     """A data set of the Hugging Face Hub.
 
     Args:
@@ -106,38 +94,8 @@ class HubConversations(ConversationSource):
         held_out: float = 0.0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(held_out, limit)
-        self.name = name
-        self.config = config
-        self.split = split
-        self.fields = (messages, role, content)
-        self.revision = revision
-        self.streaming = streaming
-
-    def read(self) -> Iterator[Conversation]:
-        """Yields the conversation of each row.
-
-        Raises:
-            OSError: If the data set cannot be had, for example without a network.
-        """
-        rows = hub_rows(
-            self.name,
-            self.config,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
-        )
-        for where, row in rows:
-            yield _conversation(row, self.fields, where)
-
-    def key(self) -> dict[str, Any]:
-        """The settings; without a revision the data set counts as unchanging."""
-        return {
-            "hub": [self.name, self.config, self.split, self.revision],
-            "fields": self.fields,
-            "held_out": self.held_out,
-            "limit": self.limit,
-        }
+        rows = HubRows(name, config, split, revision, streaming)
+        super().__init__(rows, (messages, role, content), held_out, limit)
 
 
 def _conversation(row: Row, fields: tuple[str, str, str], where: str) -> Conversation:

@@ -12,13 +12,12 @@ from typing import Any
 
 from refrag_lightning.data.rows import (
     HeldOut,
+    HubRows,
+    JsonRows,
     Row,
+    RowSource,
     Split,
     field_of,
-    files_key,
-    hub_rows,
-    json_rows,
-    matching_files,
     text_of,
 )
 
@@ -81,7 +80,13 @@ class QuestionSource(HeldOut):
         return self._split(self.read(), split, lambda question: question.passages or None)
 
 
-class JsonLinesQuestions(QuestionSource):
+class _QuestionRows(RowSource, QuestionSource):
+    def item(self, row: Row, where: str) -> Question:
+        """The question of a row."""
+        return _question(row, self.fields, where)
+
+
+class JsonLinesQuestions(_QuestionRows):
     """JSON lines files, gzipped or not, of `id, question, answers, passages` and perhaps `kind`.
 
     `answers` is a text or a list of texts; `passages` a list of `id, title, text, gold`, of which
@@ -108,27 +113,10 @@ class JsonLinesQuestions(QuestionSource):
         held_out: float = 0.0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(held_out, limit)
-        self.paths = [paths] if isinstance(paths, str) else paths
-        self.fields = (question, answers, passages)
-
-    def read(self) -> Iterator[Question]:
-        """Yields the question of each line, file after file."""
-        for file in matching_files(self.paths):
-            for where, row in json_rows(file):
-                yield _question(row, self.fields, where)
-
-    def key(self) -> dict[str, Any]:
-        """The files' names, sizes and times of change, and the settings."""
-        return {
-            "files": files_key(matching_files(self.paths)),
-            "fields": self.fields,
-            "held_out": self.held_out,
-            "limit": self.limit,
-        }
+        super().__init__(JsonRows(paths), (question, answers, passages), held_out, limit)
 
 
-class HubQuestions(QuestionSource):
+class HubQuestions(_QuestionRows):
     """A data set of the Hugging Face Hub.
 
     The columns are read as they are found: answers as a text, a list, or a mapping with `text` (as
@@ -161,38 +149,8 @@ class HubQuestions(QuestionSource):
         held_out: float = 0.0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(held_out, limit)
-        self.name = name
-        self.config = config
-        self.split = split
-        self.fields = (question, answers, passages)
-        self.revision = revision
-        self.streaming = streaming
-
-    def read(self) -> Iterator[Question]:
-        """Yields the question of each row.
-
-        Raises:
-            OSError: If the data set cannot be had, for example without a network.
-        """
-        rows = hub_rows(
-            self.name,
-            self.config,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
-        )
-        for where, row in rows:
-            yield _question(row, self.fields, where)
-
-    def key(self) -> dict[str, Any]:
-        """The settings; without a revision the data set counts as unchanging."""
-        return {
-            "hub": [self.name, self.config, self.split, self.revision],
-            "fields": self.fields,
-            "held_out": self.held_out,
-            "limit": self.limit,
-        }
+        rows = HubRows(name, config, split, revision, streaming)
+        super().__init__(rows, (question, answers, passages), held_out, limit)
 
 
 def _question(row: Row, fields: tuple[str, str, str | None], where: str) -> Question:

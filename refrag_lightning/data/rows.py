@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -61,6 +62,107 @@ class HeldOut:
                 yield item
 
 
+class RowSource(HeldOut):
+    """Base of the sources whose items are rows of files or of the Hub.
+
+    Args:
+        rows: The rows.
+        fields: What is read of each.
+        held_out: As in `HeldOut`.
+        limit: As in `HeldOut`.
+    """
+
+    def __init__(
+        self, rows: JsonRows | HubRows, fields: Any, held_out: float, limit: int | None
+    ) -> None:
+        super().__init__(held_out, limit)
+        self.rows = rows
+        self.fields = fields
+
+    def item(self, row: Row, where: str) -> Any:
+        """What becomes of a row.
+
+        Args:
+            row: The row.
+            where: What to call it in messages.
+        """
+        raise NotImplementedError
+
+    def read(self) -> Iterator[Any]:
+        """Yields the item of each row.
+
+        Raises:
+            OSError: If the rows cannot be had, for example without a network.
+        """
+        for where, row in self.rows:
+            yield self.item(row, where)
+
+    def key(self) -> dict[str, Any]:
+        """The rows' key and the settings."""
+        settings = {"fields": self.fields, "held_out": self.held_out, "limit": self.limit}
+        return {**self.rows.key(), **settings}
+
+
+class JsonRows:
+    """The rows of JSON lines files, file after file.
+
+    Args:
+        paths: Files or patterns, or one of them.
+    """
+
+    def __init__(self, paths: str | list[str]) -> None:
+        self.paths = [paths] if isinstance(paths, str) else paths
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for file in matching_files(self.paths):
+            yield from json_rows(file)
+
+    def key(self) -> dict[str, Any]:
+        """The files' names, sizes and times of change."""
+        files = [(file, Path(file).stat()) for file in matching_files(self.paths)]
+        return {"files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in files]}
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """The rows of a data set of the Hugging Face Hub.
+
+    Attributes:
+        name: The data set's name.
+        config: Its configuration, where it has several.
+        split: The split that is read.
+        revision: A commit or tag; the newest one if None.
+        streaming: Read over the network as needed.
+    """
+
+    name: str
+    config: str | None
+    split: str
+    revision: str | None
+    streaming: bool
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        from datasets import load_dataset
+
+        try:
+            rows = load_dataset(
+                self.name,
+                self.config,
+                split=self.split,
+                revision=self.revision,
+                streaming=self.streaming,
+            )
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise OSError(f"the data set {self.name!r} cannot be had: {reason}") from error
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number} of {self.name!r}", row
+
+    def key(self) -> dict[str, Any]:
+        """The data set; without a revision it counts as unchanging."""
+        return {"hub": [self.name, self.config, self.split, self.revision]}
+
+
 def matching_files(paths: str | list[str]) -> list[str]:
     """The files that paths or patterns match, each pattern's in the order of their names.
 
@@ -74,12 +176,6 @@ def matching_files(paths: str | list[str]) -> list[str]:
             raise FileNotFoundError(f"no file matches {path!r}")
         files += matched
     return files
-
-
-def files_key(files: list[str]) -> list[list[Any]]:
-    """The files' names, sizes and times of change."""
-    stats = {file: Path(file).stat() for file in files}
-    return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
 
 
 def json_rows(file: str) -> Iterator[tuple[str, Row]]:
@@ -106,25 +202,6 @@ def json_rows(file: str) -> Iterator[tuple[str, Row]]:
                 yield where, row
         except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
             raise ValueError(f"{file!r} cannot be read as JSON lines: {error}") from error
-
-
-def hub_rows(
-    name: str, config: str | None, *, split: str, revision: str | None, streaming: bool
-) -> Iterator[tuple[str, Row]]:
-    """Yields each row of a data set of the Hugging Face Hub, and what to call it.
-
-    Raises:
-        OSError: If the data set cannot be had, for example without a network.
-    """
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, config, split=split, revision=revision, streaming=streaming)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise OSError(f"the data set {name!r} cannot be had: {reason}") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number} of {name!r}", row
 
 
 def field_of(row: Row, path: str, where: str) -> Any:

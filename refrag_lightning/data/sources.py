@@ -11,13 +11,12 @@ from typing import Any
 
 from refrag_lightning.data.rows import (
     HeldOut,
+    HubRows,
+    JsonRows,
     Row,
+    RowSource,
     Split,
     field_of,
-    files_key,
-    hub_rows,
-    json_rows,
-    matching_files,
     text_of,
 )
 
@@ -90,7 +89,13 @@ class PydocSource(TextSource):
         }
 
 
-class JsonLinesSource(TextSource):
+class _TextRows(RowSource, TextSource):
+    def item(self, row: Row, where: str) -> str:
+        """The text of a row."""
+        return text_of(field_of(row, self.fields, where), self.fields, where)
+
+
+class JsonLinesSource(_TextRows):
     """JSON lines files, gzipped or not.
 
     Args:
@@ -110,30 +115,10 @@ class JsonLinesSource(TextSource):
         held_out: float = 0.0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(held_out, limit)
-        self.paths = [paths] if isinstance(paths, str) else paths
-        self.field = field
-
-    def files(self) -> list[str]:
-        """The files that the paths match, each pattern's in the order of their names."""
-        return matching_files(self.paths)
-
-    def read(self) -> Iterator[str]:
-        """Yields the field of each line, file after file."""
-        for file in self.files():
-            yield from _texts(json_rows(file), self.field)
-
-    def key(self) -> dict[str, Any]:
-        """The files' names, sizes and times of change, and the settings."""
-        return {
-            "files": files_key(self.files()),
-            "field": self.field,
-            "held_out": self.held_out,
-            "limit": self.limit,
-        }
+        super().__init__(JsonRows(paths), field, held_out, limit)
 
 
-class HubSource(TextSource):
+class HubSource(_TextRows):
     """A data set of the Hugging Face Hub.
 
     Args:
@@ -158,39 +143,5 @@ class HubSource(TextSource):
         held_out: float = 0.0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(held_out, limit)
-        self.name = name
-        self.config = config
-        self.split = split
-        self.field = field
-        self.revision = revision
-        self.streaming = streaming
-
-    def read(self) -> Iterator[str]:
-        """Yields the column of each row.
-
-        Raises:
-            OSError: If the data set cannot be had, for example without a network.
-        """
-        rows = hub_rows(
-            self.name,
-            self.config,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
-        )
-        yield from _texts(rows, self.field)
-
-    def key(self) -> dict[str, Any]:
-        """The settings; without a revision the data set counts as unchanging."""
-        return {
-            "hub": [self.name, self.config, self.split, self.revision],
-            "field": self.field,
-            "held_out": self.held_out,
-            "limit": self.limit,
-        }
-
-
-def _texts(rows: Iterator[tuple[str, Row]], field: str) -> Iterator[str]:
-    for where, row in rows:
-        yield text_of(field_of(row, field, where), field, where)
+        rows = HubRows(name, config, split, revision, streaming)
+        super().__init__(rows, field, held_out, limit)
