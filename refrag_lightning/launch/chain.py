@@ -256,7 +256,11 @@ class Chain:
         for stage in self.stages.values():
             report = Path(stage.folder or "") / "report.md"
             if stage.done and report.is_file():
-                body = re.sub(r"^#", "##", report.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                # Without the plots, which lie beside the report.
+                text = re.sub(
+                    r"^!\[.*\n?", "", report.read_text(encoding="utf-8"), flags=re.MULTILINE
+                )
+                body = re.sub(r"^#", "##", text, flags=re.MULTILINE)
                 lines += ["", f"## {stage.name}", "", body.strip()]
         return "\n".join(lines) + "\n"
 

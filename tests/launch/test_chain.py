@@ -186,6 +186,35 @@ def test_a_variable_without_a_value(write, runs, tmp_path):
         chain(str(file), str(tmp_path / "out"))
 
 
+@pytest.mark.slow
+def test_the_tiny_chain_comes_to_its_report(tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+
+    class InThisProcess:
+        """A run without the seconds that a new interpreter takes."""
+
+        returncode = 0
+
+        def __init__(self, command):
+            extra = ["--trainer.limit_test_batches", "1"] if command[3] == "test" else []
+            small = ["--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2"]
+            main([*command[3:], *(extra or small)])
+
+        def wait(self, timeout=None):
+            pass
+
+    monkeypatch.setattr(chain_module, "_start", InThisProcess)
+    steps = {"text_steps": 2, "align_steps": 2, "steps": 2}
+    chain("configs/chains/tiny.yaml", "out", set=steps)
+    results = Path("out/results.md").read_text()
+    for name in ("one-person", "two-people", "four-people"):
+        assert f"## {name}\n" in results
+    for words in ("rows@4", "rows@16", "full-text baseline", "closed-book baseline"):
+        assert results.count(f"| {words} |") >= 3, words
+    assert "![" not in results
+
+
 @pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
 def test_every_chain_has_commands_that_parse(path, tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
