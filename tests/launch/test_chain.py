@@ -205,7 +205,7 @@ def test_the_tiny_chain_comes_to_its_report(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(chain_module, "_start", InThisProcess)
-    steps = {"text_steps": 2, "align_steps": 2, "steps": 2}
+    steps = dict.fromkeys(("text_steps", "align_steps", "steps", "people_steps"), 2)
     chain("configs/chains/tiny.yaml", "out", set=steps)
     results = Path("out/results.md").read_text()
     for name in ("one-person", "two-people", "four-people"):
