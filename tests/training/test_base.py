@@ -1,4 +1,8 @@
 import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,16 +205,36 @@ def tokens_logged(folder, *, max_steps, devices=1, ckpt_path=None):
         return [float(row["train/tokens"]) for row in csv.DictReader(file) if row["train/tokens"]]
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("devices", [1, 2])
-def test_tokens_of_all_ranks_are_counted_on_after_a_resume(tmp_path, devices):
+def check_tokens_logged(folder, devices):
     # A sample counts as 4 tokens, so a step takes 4 * 4 on each rank.
     step = 16 * devices
-    assert tokens_logged(tmp_path / "a", max_steps=3, devices=devices) == [2 * step]
-    last = tmp_path / "a" / "last.ckpt"
+    assert tokens_logged(folder / "a", max_steps=3, devices=devices) == [2 * step]
+    last = folder / "a" / "last.ckpt"
     assert torch.load(last, weights_only=False)["num_tokens"] == 3 * step
-    resumed = tokens_logged(tmp_path / "b", max_steps=6, devices=devices, ckpt_path=last)
+    resumed = tokens_logged(folder / "b", max_steps=6, devices=devices, ckpt_path=last)
     assert resumed == [4 * step, 6 * step]
+
+
+def test_tokens_are_counted_on_after_a_resume(tmp_path):
+    check_tokens_logged(tmp_path, devices=1)
+
+
+def test_tokens_of_all_ranks_are_counted(tmp_path):
+    # In a process of its own: ranks forked from one that has used threads would wait forever.
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tests.training.test_base import check_tokens_logged\n"
+        "check_tokens_logged(Path(sys.argv[1]), devices=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_batches_go_to_a_gpu_without_waiting(monkeypatch):
