@@ -14,7 +14,7 @@ from typing import Any
 from refrag_lightning.biographies import Biographies, BiographyQuestion
 from refrag_lightning.data.conversations import Conversation, ConversationSource, Place, Turn
 from refrag_lightning.data.questions import Passage, Question, QuestionSource
-from refrag_lightning.data.rows import Split
+from refrag_lightning.data.rows import HeldOut, Split
 from refrag_lightning.data.sources import TextSource
 
 # Where the groups of a split begin: far enough apart for any number of them.
@@ -89,7 +89,48 @@ class BiographyWorld:
             yield _Group(f"{split}-{number}", texts, names, tuple(questions)), rng
 
 
-class BiographyTexts(TextSource):
+class _OfPeople(HeldOut):
+    """Base of the sources here: the groups of each split, and the key.
+
+    Args:
+        world: The people; the default ones if None.
+        num_groups: Groups for training.
+        eval_groups: Groups for validation, and as many for test.
+        limit: Most items that are read.
+        settings: What else decides the items; part of the key.
+    """
+
+    def __init__(
+        self,
+        world: BiographyWorld | None,
+        num_groups: int,
+        eval_groups: int,
+        limit: int | None,
+        settings: dict[str, Any],
+    ) -> None:
+        super().__init__(0.0, limit)
+        self.world = world or BiographyWorld()
+        self.num_groups = num_groups
+        self.eval_groups = eval_groups
+        self.settings = settings
+
+    def groups(self, split: Split) -> Iterator[tuple[_Group, random.Random]]:
+        """Yields the groups of a split, each with what is drawn from."""
+        count = self.num_groups if split == "train" else self.eval_groups
+        return self.world.groups(split, count)
+
+    def key(self) -> dict[str, Any]:
+        """The settings; the seed says the rest."""
+        return {
+            "biographies": asdict(self.world),
+            "num_groups": self.num_groups,
+            "eval_groups": self.eval_groups,
+            "limit": self.limit,
+            **self.settings,
+        }
+
+
+class BiographyTexts(_OfPeople, TextSource):
     """Biographies of invented people, one text a group of people.
 
     Validation and test have people of their own, whatever their number.
@@ -106,10 +147,7 @@ class BiographyTexts(TextSource):
         num_groups: int = 10000,
         eval_groups: int = 100,
     ) -> None:
-        super().__init__()
-        self.world = world or BiographyWorld()
-        self.num_groups = num_groups
-        self.eval_groups = eval_groups
+        super().__init__(world, num_groups, eval_groups, None, {"items": "texts"})
 
     def read(self) -> Iterator[str]:
         """Yields the training texts."""
@@ -117,20 +155,11 @@ class BiographyTexts(TextSource):
 
     def texts(self, split: Split) -> Iterator[str]:
         """Yields the texts of one split; no person stands in two."""
-        count = self.num_groups if split == "train" else self.eval_groups
-        for group, _ in self.world.groups(split, count):
+        for group, _ in self.groups(split):
             yield " ".join(passage.text for passage in group.texts)
 
-    def key(self) -> dict[str, Any]:
-        """The settings; the seed says the rest."""
-        return {
-            "biography texts": asdict(self.world),
-            "num_groups": self.num_groups,
-            "eval_groups": self.eval_groups,
-        }
 
-
-class BiographyQuestions(QuestionSource):
+class BiographyQuestions(_OfPeople, QuestionSource):
     """Questions on biographies, each with the biographies of its group as passages.
 
     Args:
@@ -151,10 +180,8 @@ class BiographyQuestions(QuestionSource):
         shuffle: bool = True,
         limit: int | None = None,
     ) -> None:
-        super().__init__(0.0, limit)
-        self.world = world or BiographyWorld()
-        self.num_groups = num_groups
-        self.eval_groups = eval_groups
+        settings = {"questions_a_group": questions_a_group, "shuffle": shuffle}
+        super().__init__(world, num_groups, eval_groups, limit, settings)
         self.questions_a_group = questions_a_group
         self.shuffle = shuffle
 
@@ -166,20 +193,8 @@ class BiographyQuestions(QuestionSource):
         """Yields the questions of one split; no person stands in two."""
         return self._split(self._questions(split), "train")
 
-    def key(self) -> dict[str, Any]:
-        """The settings; the seed says the rest."""
-        return {
-            "biographies": asdict(self.world),
-            "num_groups": self.num_groups,
-            "eval_groups": self.eval_groups,
-            "questions_a_group": self.questions_a_group,
-            "shuffle": self.shuffle,
-            "limit": self.limit,
-        }
-
     def _questions(self, split: Split) -> Iterator[Question]:
-        count = self.num_groups if split == "train" else self.eval_groups
-        for group, rng in self.world.groups(split, count):
+        for group, rng in self.groups(split):
             for number, asked in enumerate(_drawn(group.questions, self.questions_a_group, rng)):
                 passages = [
                     Passage(text.text, text.id, gold=place in asked.people)
@@ -197,7 +212,7 @@ class BiographyQuestions(QuestionSource):
                 )
 
 
-class BiographyConversations(ConversationSource):
+class BiographyConversations(_OfPeople, ConversationSource):
     """Conversations of many questions on the same biographies: many targets for one reading.
 
     Args:
@@ -223,7 +238,6 @@ class BiographyConversations(ConversationSource):
         retell_prompt: str = "Repeat the text about {name}.",
         limit: int | None = None,
     ) -> None:
-        super().__init__(0.0, limit)
         if "{name}" not in retell_prompt:
             raise ValueError(f"retell_prompt ({retell_prompt!r}) must have {{name}}")
         if retell < 0 or (not retell and questions_a_group == 0):
@@ -231,9 +245,12 @@ class BiographyConversations(ConversationSource):
                 f"retell ({retell}) and questions_a_group ({questions_a_group}) leave nothing to "
                 "be said"
             )
-        self.world = world or BiographyWorld()
-        self.num_groups = num_groups
-        self.eval_groups = eval_groups
+        settings = {
+            "questions_a_group": questions_a_group,
+            "retell": retell,
+            "prompts": [prompt, retell_prompt],
+        }
+        super().__init__(world, num_groups, eval_groups, limit, settings)
         self.questions_a_group = questions_a_group
         self.retell = retell
         self.prompt = prompt
@@ -247,21 +264,8 @@ class BiographyConversations(ConversationSource):
         """Yields the conversations of one split; no person stands in two."""
         return self._split(self._conversations(split), "train")
 
-    def key(self) -> dict[str, Any]:
-        """The settings; the seed says the rest."""
-        return {
-            "biographies": asdict(self.world),
-            "num_groups": self.num_groups,
-            "eval_groups": self.eval_groups,
-            "questions_a_group": self.questions_a_group,
-            "retell": self.retell,
-            "prompts": [self.prompt, self.retell_prompt],
-            "limit": self.limit,
-        }
-
     def _conversations(self, split: Split) -> Iterator[Conversation]:
-        count = self.num_groups if split == "train" else self.eval_groups
-        for group, rng in self.world.groups(split, count):
+        for group, rng in self.groups(split):
             told = sorted(rng.sample(range(len(group.names)), min(self.retell, len(group.names))))
             asked = _drawn(group.questions, self.questions_a_group, rng)
             pairs = [(self.prompt + question.text, question.answer) for question in asked]
