@@ -29,6 +29,22 @@ def tiny_cache() -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of tiny models that runs at rows of 4 and of 8 tokens."""
+    import torch
+
+    from refrag_lightning import RefragModel, RefragTokenizer
+
+    shape = {"compression": 4, "rates": [4, 8], "context": "document"}
+    names = "tiny/encoder", "tiny/decoder"
+    folder = tmp_path_factory.mktemp("models") / "two-rates"
+    torch.manual_seed(0)
+    RefragModel.from_encoder_decoder(*names, **shape).save_pretrained(folder)
+    RefragTokenizer.from_encoder_decoder(*names, **shape).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_pair() -> tuple[str, str]:
     """The names of the two default models, (encoder, decoder); skips where they are not at hand."""
     decoder, encoder = offline_models.SOURCES

@@ -16,18 +16,7 @@ from refrag_lightning.evaluation.metrics import f1
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.training.evaluate_answers import AnswerEvaluation
 
-SHAPE = {"compression": 4, "rates": [4, 8], "context": "document"}
 PLACES = ["Paris", "Rome", "Oslo", "Bern", "Kyoto"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("models") / "refrag"
-    torch.manual_seed(0)
-    RefragModel.from_encoder_decoder("tiny/encoder", "tiny/decoder", **SHAPE).save_pretrained(place)
-    tokenizer = RefragTokenizer.from_encoder_decoder("tiny/encoder", "tiny/decoder", **SHAPE)
-    tokenizer.save_pretrained(place)
-    return place
 
 
 @pytest.fixture

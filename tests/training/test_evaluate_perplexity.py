@@ -7,21 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refrag_lightning import RefragModel, RefragTokenizer
+from refrag_lightning import RefragModel
 from refrag_lightning.data import PerplexityDataModule, PydocSource
 from refrag_lightning.training.evaluate_perplexity import PerplexityEvaluation
-
-SHAPE = {"compression": 4, "rates": [4, 8], "context": "document"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("models") / "refrag"
-    torch.manual_seed(0)
-    RefragModel.from_encoder_decoder("tiny/encoder", "tiny/decoder", **SHAPE).save_pretrained(place)
-    tokenizer = RefragTokenizer.from_encoder_decoder("tiny/encoder", "tiny/decoder", **SHAPE)
-    tokenizer.save_pretrained(place)
-    return place
 
 
 def _data(**options):
