@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from refrag_lightning.model.decoder import word_embeddings
+
 ADAPTER = "default"
 
 
@@ -70,11 +72,10 @@ def save_adapter(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, which peft itself loads."""
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
-    state = get_peft_model_state_dict(decoder, adapter_name=ADAPTER)
+    state = _adapter_state(decoder)
     prefixed = {f"base_model.model.{key}": _for_disk(value, dtype) for key, value in state.items()}
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = _peft_config(lora)
@@ -94,14 +95,14 @@ def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
     Raises:
         ValueError: The file does not hold exactly these layers.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     state = {
         key.removeprefix("base_model.model."): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
-    expected = set(get_peft_model_state_dict(decoder, adapter_name=ADAPTER))
+    expected = set(_adapter_state(decoder))
     if wrong := sorted(expected.symmetric_difference(state)):
         raise ValueError(
             f"the adapter in {folder} does not fit the decoder: {len(wrong)} keys differ "
@@ -120,23 +121,38 @@ def merged_state_dict(decoder: PreTrainedModel) -> dict[str, Tensor]:
         the rest shares memory with the decoder.
 
     Raises:
-        ValueError: If the adapter changes the word embeddings, to which a head may be tied.
+        ValueError: If the adapter changes the word embeddings, or a head that is tied to them.
     """
     state = {
         base_key(name): tensor.detach()
         for name, tensor in decoder.state_dict().items()
         if not is_adapter_key(name)
     }
+    embeddings = word_embeddings(decoder).weight
     for name, module in decoder.named_modules():
         if ADAPTER in getattr(module, "lora_embedding_A", ()):
             raise ValueError(f"an adapter on word embeddings ({name}) cannot be merged")
         if ADAPTER in getattr(module, "lora_A", ()):
             weight = state[f"{name}.weight"]
+            if weight.data_ptr() == embeddings.data_ptr():
+                raise ValueError(
+                    f"an adapter on a head ({name}) that is tied to the word embeddings cannot be "
+                    "merged"
+                )
             delta = module.get_delta_weight(ADAPTER)  # type: ignore[operator]
             merged = (weight.float() + delta.detach().float()).to(weight.dtype)
             # Off the device: beside the model there may be no room for a second one.
             state[f"{name}.weight"] = merged.cpu()
     return state
+
+
+def _adapter_state(decoder: PreTrainedModel) -> dict[str, Tensor]:
+    """The adapter's own tensors, by peft's names."""
+    from peft import get_peft_model_state_dict
+
+    # Left to itself peft looks for the base model's configuration, on the Hub too, to find out
+    # whether the vocabulary has grown since.
+    return get_peft_model_state_dict(decoder, adapter_name=ADAPTER, save_embedding_layers=False)
 
 
 def _adapter_of(decoder: PreTrainedModel) -> Any:

@@ -112,6 +112,18 @@ def replace_folder(folder: Path, *, ours: tuple[str, ...]) -> Iterator[Path]:
             shutil.rmtree(new)
 
 
+def ordinary_modes(folder: Path) -> None:
+    """Lets everybody read the files who may by the umask; safetensors writes for the owner alone.
+
+    Args:
+        folder: Whose files, at any depth.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
 def _is_weights(name: str) -> bool:
     return name == INDEX or (name.startswith("model") and name.endswith(".safetensors"))
 

@@ -2,8 +2,10 @@
 
 The folder holds `config.json`, `model.safetensors` with what differs from the bases (`projector.*`
 always, `encoder.*` and `decoder.*` where they trained), and `adapter/` in peft's own layout where
-there is a LoRA. Loading refuses bases that are not the ones it was trained on, and a file that does
-not hold exactly what differs: transformers itself would leave random weights, with a warning.
+there is a LoRA. A full folder holds every weight and the decoder's `generation_config.json`, which
+otherwise come from the bases. Loading refuses bases that are not the ones it was trained on, and a
+file that does not hold exactly what differs: transformers itself would leave random weights, with a
+warning.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from refrag_lightning.model.adapter import add_adapter, load_adapter, save_adapter
 from refrag_lightning.model.base import (
@@ -46,7 +48,7 @@ AUTO_OPTIONS = (
     "token",
     "code_revision",
 )
-OURS = ("config.json", "adapter")
+OURS = ("config.json", "generation_config.json", "adapter")
 
 
 class BaseMismatchError(ValueError):
@@ -219,6 +221,8 @@ class FolderMethods(TrainableParts):
                 cast_weights(part, dtype)
                 if attn_implementation is not None:
                     part.set_attn_implementation(attn_implementation)
+            if (path / "generation_config.json").is_file():
+                model.decoder.generation_config = GenerationConfig.from_pretrained(path)
         else:
             parts = {
                 part: _base(
@@ -257,9 +261,10 @@ class FolderMethods(TrainableParts):
         """Writes the configuration and what differs from the base models.
 
         The folder holds `config.json`, `model.safetensors` (the projector, and the encoder's and
-        decoder's weights where they were trained) and, with LoRA, `adapter/` in peft's layout.
-        Files of other kinds in the folder stay. It is written beside its place and renamed, so an
-        interrupted call leaves what was there before.
+        decoder's weights where they were trained) and, with LoRA, `adapter/` in peft's layout; a
+        full one the decoder's generation settings too. Files of other kinds in the folder stay.
+        It is written beside its place and renamed, so an interrupted call leaves what was there
+        before.
 
         Args:
             folder: Where to.
@@ -270,6 +275,9 @@ class FolderMethods(TrainableParts):
         kind = None if dtype is None else as_dtype(dtype)
         config = RefragConfig.from_dict({**self.config.to_dict(), "full": full})
         config.architectures = [type(self).__name__]
+        # In place of the folder of this machine that they were loaded from.
+        config.encoder_config._name_or_path = config.encoder_name or ""
+        config.decoder_config._name_or_path = config.decoder_name or ""
         with replace_folder(Path(folder), ours=OURS) as new:
             write_tensors(
                 saved_tensors(self, full=full), new, dtype=kind, max_shard_size=max_shard_size
@@ -283,6 +291,10 @@ class FolderMethods(TrainableParts):
                     base_revision=config.decoder_revision,
                     dtype=kind,
                 )
+            if full:
+                # Without the checks of its `save_pretrained`: some base models come with settings
+                # that those refuse.
+                self.decoder.generation_config.to_json_file(new / "generation_config.json")
             config.save_pretrained(new)
 
 
@@ -332,4 +344,6 @@ def _base(
         if not allow_mismatch:
             raise BaseMismatchError(message)
         warnings.warn(message, stacklevel=3)
+        # What is saved from here on is made with this one.
+        setattr(config, f"{part}_revision", source.revision)
     return model

@@ -7,7 +7,6 @@ Hugging Face folder.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from refrag_lightning import hub
-from refrag_lightning.model.adapter import merged_state_dict
 from refrag_lightning.model.base import as_dtype, load_base, quiet
 from refrag_lightning.model.decoder import check_head, word_embeddings
 from refrag_lightning.model.files import replace_folder
 from refrag_lightning.model.generation import Generation
+from refrag_lightning.model.merge import merged_decoder
 from refrag_lightning.model.reading import DecoderReading
 from refrag_lightning.model.trainable import TrainableParts
 
@@ -239,37 +238,9 @@ class PlainModel(TrainableParts, Generation, DecoderReading):
             dtype: Of the saved floating-point tensors; as they are if None.
             max_shard_size: Largest size of one file.
         """
-        whole = _with_weights(self.decoder, merged_state_dict(self.decoder), dtype)
+        whole = merged_decoder(self.decoder, dtype=dtype)
         with replace_folder(Path(folder), ours=OURS) as new, quiet():
             whole.save_pretrained(new, max_shard_size=max_shard_size)
-
-
-def _with_weights(
-    decoder: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dtype | str | None
-) -> PreTrainedModel:
-    """A model of the decoder's kind without its adapter, on the CPU, that holds these weights.
-
-    transformers itself saves it, because some families are written under other names than they
-    have in memory.
-    """
-    kind = None if dtype is None else as_dtype(dtype)
-    ready: dict[str, Tensor] = {}
-    placed: dict[tuple[int, torch.Size], Tensor] = {}
-    for name, tensor in state.items():
-        # What is tied stays tied.
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in placed:
-            cast = tensor.to("cpu", kind if tensor.is_floating_point() else None)
-            placed[key] = cast.contiguous()
-        ready[name] = placed[key]
-    config = copy.deepcopy(decoder.config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(ready, assign=True)
-    model.tie_weights()
-    config.dtype = word_embeddings(model).weight.dtype
-    model.generation_config = copy.deepcopy(decoder.generation_config)
-    return model
 
 
 def _has_slots(batch: Mapping[str, Tensor]) -> bool:

@@ -43,3 +43,17 @@ def test_a_frozen_adapter_stays_frozen(model, parts):
         raise RuntimeError("broken off")
     assert {name: p.requires_grad for name, p in model.named_parameters()} == trains
     assert any(trains[name] for name in trains if is_adapter_key(name)) == ("decoder" in parts)
+
+
+def test_the_hub_is_not_asked_for_the_vocabulary(model, tmp_path, monkeypatch):
+    from peft.utils import save_and_load
+
+    def refuse(*_, **__):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", refuse)
+    model.save_pretrained(tmp_path, full=True)
+    loaded = RefragModel.from_pretrained(tmp_path)
+    adapter = {name: p for name, p in model.named_parameters() if is_adapter_key(name)}
+    again = dict(loaded.named_parameters())
+    assert adapter and all(torch.equal(p, again[name]) for name, p in adapter.items())

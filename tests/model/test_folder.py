@@ -136,6 +136,9 @@ def test_shards(based, tmp_path):
     assert (tmp_path / "model.safetensors.index.json").is_file()
     assert same(based, RefragModel.from_pretrained(tmp_path))
     based.save_pretrained(tmp_path, full=True)
+    full = ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == full
+    based.save_pretrained(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
 
 
