@@ -174,7 +174,8 @@ def open_corpus(source: TextSource, split: Split, tokenizer: RefragTokenizer) ->
 
     def write(folder: Path) -> None:
         if not write_corpus(source.texts(split), tokenizer, folder / _FILE):
-            raise ValueError(f"{json.dumps(source.key())} has no text for {split}")
+            more = "" if split == "train" else f": give {split}_source, or hold some out (held_out)"
+            raise ValueError(f"{json.dumps(source.key())} has no text for {split}{more}")
 
     folder = cache_dir() / "data" / f"corpus-{key}"
     if not folder.is_dir():
