@@ -33,7 +33,10 @@ COMMANDS = (
     Command("test", "Measure a model on the test data.", _LIGHTNING),
     Command("predict", "Run a model on the prediction data.", _LIGHTNING),
     Command("chain", "Run a recipe of several runs, or go on with it.", _FUNCTIONS),
+    Command("chat", "Ask a model about documents, in the terminal or in a pipe.", _FUNCTIONS),
     Command("generate", "Answer one prompt with <doc> blocks from a model folder.", _FUNCTIONS),
+    Command("index", "Build, search and check an index of passages.", _FUNCTIONS),
+    Command("export", "Write a trained model for others to use.", _FUNCTIONS),
 )
 
 

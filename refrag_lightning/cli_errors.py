@@ -24,7 +24,9 @@ def explain(message: str, parser: ArgumentParser, bases: dict[str, type]) -> str
         return f"there is no file {_short(found[1])}{_nearest_file(found[1])}"
     if found := re.search(r"arguments are required: (.*)", message):
         missing = ", ".join("--" + name.split(".", 1)[-1] for name in found[1].split(", "))
-        return f"{missing} must be given; a configuration file usually does: --config FILE"
+        config = any(action.dest == "config" for action in parser._actions)
+        advice = "; a configuration file usually does: --config FILE" if config else ""
+        return f"{missing} must be given{advice}"
     keys = re.findall(r'Parser key "([^"]*)"', message)
     path = ".".join(keys)
     if found := re.search(

@@ -1,0 +1,1 @@
+"""Passages of documents, their row states, and search over them."""

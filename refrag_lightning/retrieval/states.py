@@ -1,0 +1,124 @@
+"""Row states of passages before the projector, and the key of everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from refrag_lightning.retrieval.keys import state_key, text_key
+from refrag_lightning.retrieval.stored_rows import StoredRows
+from refrag_lightning.text.assemble import DocumentPiece
+from refrag_lightning.text.batch import TextTrace
+
+__all__ = ["StoredRows", "encode_passages", "state_key", "state_settings", "text_key"]
+
+if TYPE_CHECKING:
+    from refrag_lightning.model.refrag import RefragModel
+    from refrag_lightning.text.tokenizer import RefragTokenizer
+
+
+def state_settings(model: RefragModel, tokenizer: RefragTokenizer) -> dict[str, Any]:
+    """Everything that the states of a passage's rows depend on, beside the passage's text.
+
+    Of the encoder that is its weights' digest, rounded to bfloat16: what was loaded counts, and
+    not what the configuration calls it, while an encoder in float32 and the same one in bfloat16
+    share their states, which differ by rounding alone. Training moves many weights by more.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, at the rate that is asked about.
+
+    Returns:
+        Plain data, to be written as JSON.
+    """
+    config = model.config
+    assembler = tokenizer.assembler
+    settings: dict[str, Any] = {
+        "encoder": config.encoder_name,
+        "encoder_revision": config.encoder_revision,
+        "encoder_type": config.encoder_config.model_type,
+        "encoder_weights": _digest(model.encoder),
+        "tokenizer": tokenizer.plain_encoder.fingerprint,
+        "special_tokens": [list(assembler.encoder_prefix), list(assembler.encoder_suffix)],
+        "pooling": config.pooling,
+        "compression": tokenizer.compression,
+        "chunk_by": tokenizer.chunk_by,
+        "context": tokenizer.context,
+        "max_encoder_length": tokenizer.max_encoder_length,
+        "num_slots": tokenizer.num_slots,
+        "row_size": config.row_size,
+    }
+    if tokenizer.chunk_by == "sentence":
+        settings["max_sentence"] = tokenizer.max_sentence
+    if tokenizer.chunk_by == "decoder":
+        settings["decoder_tokenizer"] = tokenizer.plain_decoder.fingerprint
+    if config.pooling == "attention":
+        settings["query"] = _digest(model.pool)
+    return settings
+
+
+@torch.no_grad()
+def encode_passages(
+    model: RefragModel, tokenizer: RefragTokenizer, texts: Sequence[str]
+) -> list[StoredRows]:
+    """Computes the rows of texts in one encoder call, as they are stored.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, at the rate that is wanted.
+        texts: The passages.
+
+    Returns:
+        The rows of each text, in the order of `tokenizer.pack`.
+
+    Raises:
+        ValueError: If a state is not finite, or too large for float16.
+    """
+    documents = tokenizer.pack(texts)
+    none = np.zeros(0, dtype=np.int64)
+    pieces = [
+        DocumentPiece(
+            index=number,
+            id="",
+            expanded=np.zeros(document.num_rows, dtype=bool),
+            decoder_ids=none,
+            decoder_rows=none,
+        )
+        for number, document in enumerate(documents)
+    ]
+    # Texts of one document each, without anything for the decoder around it.
+    batch = tokenizer.assembler([[piece] for piece in pieces], documents, padding_side="right")
+    states = model.encode(batch.to(next(model.encoder.parameters()).device))
+    stored = states.to(torch.float16).cpu().numpy()
+    finite = np.isfinite(stored).all(axis=(1, 2))
+    encoded = []
+    for text, document, trace in zip(texts, documents, batch.trace, strict=True):
+        assert isinstance(trace, TextTrace)
+        if not finite[trace.rows].all():
+            raise ValueError(
+                f"a row of the passage that starts with {text[:40]!r} has a state that is not "
+                "finite in float16, in which states are stored"
+            )
+        encoded.append(
+            StoredRows(
+                states=stored[trace.rows],
+                ends=document.bounds[1:].astype(np.int32),
+                sizes=document.row_sizes.astype(np.int32),
+                lost=document.lost.astype(np.int32),
+            )
+        )
+    return encoded
+
+
+def _digest(module: torch.nn.Module) -> str:
+    """Hex SHA-256 of parameters' names, shapes and values in bfloat16."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(f"{name} {list(parameter.shape)}\n".encode())
+        value = parameter.detach().to(torch.bfloat16).view(torch.int16)
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
