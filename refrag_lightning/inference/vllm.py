@@ -38,9 +38,9 @@ from refrag_lightning.model.refrag import RefragModel
 from refrag_lightning.text.segments import Segment
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
-# vLLM's own code of Gemma 2 multiplies given vectors by the square root of the hidden size, as it does
-# the embeddings of ids; transformers does it inside the embedding module, so vectors made for it are
-# scaled already. Gemma is taken to be alike. Later families were not looked at.
+# vLLM's own code of Gemma 2 multiplies given vectors by the square root of the hidden size, as it
+# does the embeddings of ids; transformers does it inside the embedding module, so vectors made for
+# it are scaled already. Gemma is taken to be alike. Later families were not looked at.
 SCALED_AGAIN = ("gemma", "gemma2")
 
 # In the vocabulary of every decoder; vLLM does not embed it.
