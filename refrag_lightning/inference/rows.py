@@ -22,9 +22,7 @@ from torch import Tensor
 from refrag_lightning.inference.trace import RowOrigin
 from refrag_lightning.text.assemble import Context
 from refrag_lightning.text.build import BatchBuilding
-from refrag_lightning.text.documents import Document
 from refrag_lightning.text.packing import PackedDocument
-from refrag_lightning.text.segments import Segment
 
 if TYPE_CHECKING:
     from refrag_lightning.model import RefragModel
@@ -276,23 +274,19 @@ class RowReader:
             found.rows[text], found.origins[text] = rows, "store"
         return missing
 
-    @torch.no_grad()
     def _encode(self, texts: Sequence[str], rate: int) -> list[DocumentRows]:
-        tokenizer = self.tokenizer.at(rate)
-        packed = tokenizer.pack(texts)
-        building = KnownRows(tokenizer, dict(zip(texts, packed, strict=True)))
-        segments = [[Segment(text, "document", Document(text))] for text in texts]
-        batch = building.build(segments).to(self.device)
-        states = self.model.encode(batch)
-        encoded = []
-        for document, trace in zip(packed, batch.trace, strict=True):
-            rows = torch.from_numpy(trace.rows).to(states.device)  # type: ignore[attr-defined]
-            encoded.append(
-                DocumentRows.of(
-                    document.bounds[1:], document.row_sizes, document.lost, states[rows]
-                )
+        from refrag_lightning.retrieval.states import encode_documents
+
+        documents, states, rows = encode_documents(self.model, self.tokenizer.at(rate), texts)
+        return [
+            DocumentRows.of(
+                document.bounds[1:],
+                document.row_sizes,
+                document.lost,
+                states[torch.from_numpy(own).to(states.device)],
             )
-        return encoded
+            for document, own in zip(documents, rows, strict=True)
+        ]
 
 
 def _synchronize(device: torch.device) -> None:

@@ -283,7 +283,7 @@ def _own_encoder(
         raise ValueError(
             "dense search needs a model with an encoder, or the name of an embedding model"
         )
-    from refrag_lightning.retrieval.states import state_settings
+    from refrag_lightning.retrieval.states import weights_digest
 
     assert tokenizer.max_encoder_length is not None
     return EncoderEmbedder(
@@ -291,7 +291,7 @@ def _own_encoder(
         tokenizer.encoder,
         name=model.config.encoder_name or "the model's encoder",
         # What was loaded counts, not what the configuration calls it: a folder may move.
-        identity=state_settings(model, tokenizer)["encoder_weights"],  # type: ignore[arg-type]
+        identity=weights_digest(encoder),
         max_length=tokenizer.max_encoder_length,
     )
 

@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from refrag_lightning.retrieval.keys import state_key, text_key
 from refrag_lightning.retrieval.stored_rows import StoredRows
 from refrag_lightning.text.assemble import DocumentPiece
 from refrag_lightning.text.batch import TextTrace
 
-__all__ = ["StoredRows", "encode_passages", "state_key", "state_settings", "text_key"]
+__all__ = [
+    "StoredRows",
+    "encode_documents",
+    "encode_passages",
+    "state_key",
+    "state_settings",
+    "text_key",
+    "weights_digest",
+]
 
 if TYPE_CHECKING:
     from refrag_lightning.model.refrag import RefragModel
+    from refrag_lightning.text.packing import PackedDocument
     from refrag_lightning.text.tokenizer import RefragTokenizer
 
 
@@ -41,7 +51,7 @@ def state_settings(model: RefragModel, tokenizer: RefragTokenizer) -> dict[str, 
         "encoder": config.encoder_name,
         "encoder_revision": config.encoder_revision,
         "encoder_type": config.encoder_config.model_type,
-        "encoder_weights": _digest(model.encoder),
+        "encoder_weights": weights_digest(model.encoder),
         "tokenizer": tokenizer.plain_encoder.fingerprint,
         "special_tokens": [list(assembler.encoder_prefix), list(assembler.encoder_suffix)],
         "pooling": config.pooling,
@@ -57,26 +67,24 @@ def state_settings(model: RefragModel, tokenizer: RefragTokenizer) -> dict[str, 
     if tokenizer.chunk_by == "decoder":
         settings["decoder_tokenizer"] = tokenizer.plain_decoder.fingerprint
     if config.pooling == "attention":
-        settings["query"] = _digest(model.pool)
+        settings["query"] = weights_digest(model.pool)
     return settings
 
 
 @torch.no_grad()
-def encode_passages(
+def encode_documents(
     model: RefragModel, tokenizer: RefragTokenizer, texts: Sequence[str]
-) -> list[StoredRows]:
-    """Computes the rows of texts in one encoder call, as they are stored.
+) -> tuple[list[PackedDocument], Tensor, list[np.ndarray]]:
+    """Encodes texts in one encoder call.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer, at the rate that is wanted.
-        texts: The passages.
+        texts: The texts.
 
     Returns:
-        The rows of each text, in the order of `tokenizer.pack`.
-
-    Raises:
-        ValueError: If a state is not finite, or too large for float16.
+        Each text as `tokenizer.pack` cuts it, the states of all rows (C, m, E_row) on the encoder's
+        device, and for each text which of the C rows are its own, in order.
     """
     documents = tokenizer.pack(texts)
     none = np.zeros(0, dtype=np.int64)
@@ -93,19 +101,42 @@ def encode_passages(
     # Texts of one document each, without anything for the decoder around it.
     batch = tokenizer.assembler([[piece] for piece in pieces], documents, padding_side="right")
     states = model.encode(batch.to(next(model.encoder.parameters()).device))
+    rows = []
+    for trace in batch.trace:
+        assert isinstance(trace, TextTrace)
+        rows.append(trace.rows)
+    return documents, states, rows
+
+
+def encode_passages(
+    model: RefragModel, tokenizer: RefragTokenizer, texts: Sequence[str]
+) -> list[StoredRows]:
+    """Computes the rows of texts in one encoder call, as they are stored.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, at the rate that is wanted.
+        texts: The passages.
+
+    Returns:
+        The rows of each text, in the order of `tokenizer.pack`.
+
+    Raises:
+        ValueError: If a state is not finite, or too large for float16.
+    """
+    documents, states, rows = encode_documents(model, tokenizer, texts)
     stored = states.to(torch.float16).cpu().numpy()
     finite = np.isfinite(stored).all(axis=(1, 2))
     encoded = []
-    for text, document, trace in zip(texts, documents, batch.trace, strict=True):
-        assert isinstance(trace, TextTrace)
-        if not finite[trace.rows].all():
+    for text, document, own in zip(texts, documents, rows, strict=True):
+        if not finite[own].all():
             raise ValueError(
                 f"a row of the passage that starts with {text[:40]!r} has a state that is not "
                 "finite in float16, in which states are stored"
             )
         encoded.append(
             StoredRows(
-                states=stored[trace.rows],
+                states=stored[own],
                 ends=document.bounds[1:].astype(np.int32),
                 sizes=document.row_sizes.astype(np.int32),
                 lost=document.lost.astype(np.int32),
@@ -114,8 +145,8 @@ def encode_passages(
     return encoded
 
 
-def _digest(module: torch.nn.Module) -> str:
-    """Hex SHA-256 of parameters' names, shapes and values in bfloat16."""
+def weights_digest(module: torch.nn.Module) -> str:
+    """Hex SHA-256 of a module's parameters: names, shapes and values in bfloat16."""
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
         digest.update(f"{name} {list(parameter.shape)}\n".encode())
