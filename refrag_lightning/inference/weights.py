@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from math import prod
 from pathlib import Path
-from typing import Any
+
+from safetensors import safe_open
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -24,18 +23,12 @@ def describe_weights(folder: Path) -> str:
     kinds: dict[str, int] = {}
     for path in sorted(folder.rglob("*.safetensors")):
         size += path.stat().st_size
-        for tensor in _tensors(path):
-            number = prod(tensor["shape"])
-            count += number
-            kind = _DTYPES.get(tensor["dtype"], tensor["dtype"].lower())
-            kinds[kind] = kinds.get(kind, 0) + number
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                tensor = file.get_slice(name)
+                number = prod(tensor.get_shape())
+                count += number
+                kind = _DTYPES.get(tensor.get_dtype(), tensor.get_dtype().lower())
+                kinds[kind] = kinds.get(kind, 0) + number
     types = ", ".join(sorted(kinds, key=lambda kind: -kinds[kind])) or "nothing"
     return f"{count:,} parameters, {types}, {size / 1e6:,.1f} MB"
-
-
-def _tensors(path: Path) -> list[dict[str, Any]]:
-    """The headers of a safetensors file: 8 bytes of length, then JSON (the format's README)."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return [tensor for name, tensor in header.items() if name != "__metadata__"]
