@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 
 _LIGHTNING = "refrag_lightning.cli_lightning:run"
+_HELLO = "refrag_lightning.cli_lightning:hello"
 _FUNCTIONS = "refrag_lightning.cli_functions:run"
 
 COMMANDS = (
@@ -32,6 +33,7 @@ COMMANDS = (
     Command("validate", "Measure a model on the validation data.", _LIGHTNING),
     Command("test", "Measure a model on the test data.", _LIGHTNING),
     Command("predict", "Run a model on the prediction data.", _LIGHTNING),
+    Command("hello", "Show which processes run where, and check that they meet.", _HELLO),
     Command("chain", "Run a recipe of several runs, or go on with it.", _FUNCTIONS),
     Command("chat", "Ask a model about documents, in the terminal or in a pipe.", _FUNCTIONS),
     Command("generate", "Answer one prompt with <doc> blocks from a model folder.", _FUNCTIONS),

@@ -3,6 +3,9 @@
 What counts, from weak to strong: the defaults, the environment (`PL_FIT__SAVE_EVERY=50`), the
 configuration files in their order, the command line. The hyper-parameters kept in a checkpoint
 count for nothing: a run's config.yaml has them all.
+
+A run with an id (`--run_id`, or that of its AWS Batch job) goes on from its own last checkpoint,
+see `training/run_state.py`.
 """
 
 import dataclasses
@@ -10,13 +13,14 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 # Lightning 2.6.6 uses names that jsonargparse has deprecated; this has to be set before the import.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
-import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -30,12 +34,18 @@ import refrag_lightning.training  # noqa: F401  # short class names need the cla
 from refrag_lightning.cli import UsageError
 from refrag_lightning.cli_errors import explain
 from refrag_lightning.data.resume import ResumableDataModule
+from refrag_lightning.launch.cluster import plug_in
+from refrag_lightning.training import wandb_run
 from refrag_lightning.training.base import RefragLightningModule, check_precision
-from refrag_lightning.training.callbacks import ProgressLine, SpeedMonitor, ValidateFirst
 from refrag_lightning.training.checkpoints import Checkpoints
-from refrag_lightning.training.metrics_csv import MetricsCSV
-from refrag_lightning.training.run_folder import RunSettings, default_name, make_run_folder
-from refrag_lightning.training.summary import Announcement, closing_lines, resume_command
+from refrag_lightning.training.mirror import Mirror
+from refrag_lightning.training.remote import fetch_model, is_address
+from refrag_lightning.training.run_folder import RunFolder, RunSettings, default_name
+from refrag_lightning.training.run_parts import run_callbacks, run_loggers, sample_tables
+from refrag_lightning.training.run_start import RunFinished, RunStart
+from refrag_lightning.training.run_state import BEST, LAST, has_best, mark_finished
+from refrag_lightning.training.shards import whole_weights
+from refrag_lightning.training.summary import closing_lines, resume_command, usage_lines
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -73,25 +83,39 @@ def run(args: list[str]) -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message=message)
-    RefragCLI(
-        RefragLightningModule,
-        ResumableDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=1234,
-        trainer_defaults=TRAINER_DEFAULTS,
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=False,
-        args=from_folder(args),
-    )
+    try:
+        RefragCLI(
+            RefragLightningModule,
+            ResumableDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=1234,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            args=from_folder(args),
+        )
+    except RunFinished as finished:
+        print(finished)
+
+
+def hello(args: list[str]) -> None:
+    """Runs `fit` on the smallest module, as configs/hello.yaml does; options may be added.
+
+    Args:
+        args: The subcommand and further options of `fit`.
+    """
+    model, data = ("--model", "HelloModule"), ("--data", "HelloDataModule")
+    trainer = ("--trainer.max_steps", "60", "--trainer.log_every_n_steps", "5")
+    run(["fit", *model, *data, *trainer, "--save_every", "10", *args[1:]])
 
 
 def from_folder(args: list[str]) -> list[str]:
     """Lets `--model FOLDER` mean the model in that folder, with the class that the YAML gives.
 
-    So does anything with a `/` in it, such as a name on the Hub; otherwise `--model` takes the name
-    of a class. What stands for the folder goes to the end, so that no configuration file takes its
-    place.
+    So does anything with a `/` in it, such as a name on the Hub or the address of a run, which is
+    copied to here; otherwise `--model` takes the name of a class. What stands for the folder goes
+    to the end, so that no configuration file takes its place.
 
     Args:
         args: The subcommand and its options.
@@ -105,7 +129,8 @@ def from_folder(args: list[str]) -> list[str]:
         if apart:
             value = args[place + 1]
         if name == "--model" and value and ("/" in value or Path(value).expanduser().is_dir()):
-            folders = [f"--model.init_args.init_from={value}"]
+            folder = fetch_model(value) if is_address(value) else value
+            folders = [f"--model.init_args.init_from={folder}"]
         else:
             kept += args[place : place + 1 + apart]
         place += 1 + apart
@@ -115,8 +140,9 @@ def from_folder(args: list[str]) -> list[str]:
 class RefragCLI(LightningCLI):
     """LightningCLI with run folders, one-line errors, and options that win over checkpoints."""
 
-    folder: Path | None = None
+    folder: RunFolder | None = None
     checkpoints: Checkpoints | None = None
+    mirror: Mirror | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors, reads the environment and takes no abbreviations."""
@@ -142,24 +168,33 @@ class RefragCLI(LightningCLI):
             raise UsageError(message) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Lets the options stand as they were given, and says where the checkpoint differs.
+        """Finds the run's folder and what it goes on from.
 
-        Lightning's version puts the checkpoint's hyper-parameters over the command line.
+        Lightning's version puts the checkpoint's hyper-parameters over the command line; here the
+        options stand as they were given, and it is said where the checkpoint differs.
 
         Raises:
+            UsageError: If W&B is asked for and not installed.
+            RunFinished: If the run came to its end before.
             FileNotFoundError: If there is no such checkpoint.
+            OSError: If an address cannot be read.
         """
-        settings = self.config[self.config.subcommand]
-        path = settings.get("ckpt_path")
-        if not path or path in ("last", "best", "hpc") or "://" in path:
+        config = self.config[self.config.subcommand]
+        fields = [field.name for field in dataclasses.fields(RunSettings)]
+        self.settings = RunSettings(**{name: config.get(name) for name in fields})
+        if self.settings.wandb in ("offline", "online") and not wandb_run.installed():
+            raise UsageError("wandb is not installed: pip install wandb")
+        self.start = RunStart(
+            self.settings,
+            name=self.settings.name or default_name(config.model.class_path.split(".")[-1]),
+            subcommand=self.config.subcommand,
+            trainer=config.trainer,
+            checkpoint=config.get("ckpt_path"),
+        )
+        if self.config.subcommand != "fit":
             return
-        if not Path(path).exists():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
-        if self.config.subcommand != "fit" or not Path(path).is_file():
-            return
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        given = settings.model.get("init_args", {})
-        for name, saved in checkpoint.get("hyper_parameters", {}).items():
+        given = config.model.get("init_args", {})
+        for name, saved in self.start.hyper_parameters.items():
             value = given.get(name, saved)
             if _as_data(value) != _as_data(saved):
                 print(
@@ -168,9 +203,7 @@ class RefragCLI(LightningCLI):
                 )
 
     def before_instantiate_classes(self) -> None:
-        """Checks the run's settings before anything is built."""
-        names = [field.name for field in dataclasses.fields(RunSettings)]
-        self.settings = RunSettings(**{name: self._get(self.config, name) for name in names})
+        """Checks the precision before anything is built."""
         # Here as well as in the module: on a CPU Lightning turns fp16 into bf16 before.
         check_precision(self._get(self.config, "trainer").precision)
 
@@ -191,109 +224,117 @@ class RefragCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run's folder, loggers and callbacks."""
-        settings = self.settings
-        name = settings.name or default_name(type(self.model).__name__)
-        self.folder = Path(settings.runs_dir) / name
-        if _is_rank_zero():
-            suffix = "" if self.subcommand == "fit" else f"_{self.subcommand}"
-            self.folder = make_run_folder(settings.runs_dir, name, suffix=suffix)
-        config = {**self._get(self.config_init, "trainer"), **kwargs}
-        config["logger"] = self._loggers(config["logger"], name)
-        config["default_root_dir"] = str(self.folder)
+        # First: on the further nodes of a job it says that this is not the first rank.
+        config = plug_in({**self._get(self.config_init, "trainer"), **kwargs})
+        self.folder = self.start.open_folder(first_rank=_is_rank_zero())
+        if self.folder.address is not None:
+            self.mirror = Mirror(self.folder.local, self.folder.address)
+        config["logger"] = self._loggers(config["logger"])
+        config["default_root_dir"] = str(self.folder.local)
         return self._instantiate_trainer(config, self._callbacks(config))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Hands over the checkpoint that was found; config.yaml keeps the one that was given."""
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"ckpt_path": self.start.checkpoint} if "ckpt_path" in kwargs else kwargs
 
     def _callbacks(self, trainer: dict[str, Any]) -> list[Callback]:
         assert self.folder is not None
-        if self.subcommand != "fit":
-            return []
         settings = self.settings
-        speed = SpeedMonitor()
-        callbacks: list[Callback] = [Announcement(self.folder), speed]
-        if not trainer["enable_progress_bar"]:
-            callbacks.append(ProgressLine(speed))
+        callbacks = sample_tables(settings)
+        if self.subcommand != "fit":
+            return callbacks
         if trainer["enable_checkpointing"] is not False:
             self.checkpoints = Checkpoints(
-                self.folder / "checkpoints",
+                self.folder.local / "checkpoints",
                 every_n_steps=settings.save_every,
                 monitor=settings.monitor,
                 mode=settings.monitor_mode,
             )
-            callbacks.append(self.checkpoints)
-        if settings.validate_first:
-            callbacks.append(ValidateFirst())
-        return callbacks
+        return callbacks + run_callbacks(
+            settings,
+            self.folder,
+            trainer=trainer,
+            checkpoints=self.checkpoints,
+            mirror=self.mirror,
+        )
 
-    def _loggers(self, given: Any, name: str) -> list[Logger]:
-        """metrics.csv always, then what the configuration adds."""
-        assert self.folder is not None
-        loggers: list[Logger] = [MetricsCSV(self.folder)]
-        if self.settings.wandb != "off":
-            loggers.append(self._wandb_logger(name))
-        if isinstance(given, Logger):
-            loggers.append(given)
-        elif isinstance(given, list | tuple):
-            loggers += given
-        return loggers
-
-    def _wandb_logger(self, name: str) -> Logger:
-        assert self.folder is not None
-        try:
-            from lightning.pytorch.loggers import WandbLogger
-
-            logger = WandbLogger(
-                project=self.settings.wandb_project,
-                name=f"{name}/{self.folder.name}",
-                save_dir=str(self.folder),
-                offline=self.settings.wandb == "offline",
-            )
-        except ModuleNotFoundError as error:
-            raise UsageError("wandb is not installed: pip install wandb") from error
-        if self.settings.wandb == "offline" and _is_rank_zero():
-            print(
-                f"W&B:       offline, no account needed; `wandb sync {self.folder}/wandb/offline-*`"
-                " uploads it"
-            )
-        return logger
+    def _loggers(self, given: Any) -> list[Logger]:
+        assert self.folder is not None and self.subcommand is not None
+        config = self._parser(self.subcommand).dump(
+            self.config[self.subcommand], skip_none=False, format="yaml"
+        )
+        return run_loggers(
+            self.settings,
+            self.folder,
+            given=given,
+            name=self.start.name,
+            config=yaml.safe_load(config),
+            resumed_from=self.start.shown_checkpoint,
+            first_rank=_is_rank_zero(),
+        )
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+            wandb_run.finish(self.trainer)
+            if self.mirror is not None and self.trainer.is_global_zero:
+                self.mirror.close()
         except SIGTERMException as error:
-            self._point_to_checkpoint()
-            raise SystemExit(143) from error
+            self._break_off()
+            # A node's first process takes another code of a further one for a crash, and is killed.
+            further = os.environ.get("LOCAL_RANK", "0") != "0"
+            raise SystemExit(0 if further else 143) from error
         except SystemExit as error:
-            self._point_to_checkpoint()
+            self._break_off()
             # Lightning turns Ctrl-C into exit code 1.
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
         except BaseException:
-            self._point_to_checkpoint()
+            self._break_off()
             raise
 
-    def _point_to_checkpoint(self) -> None:
-        if self.folder is not None and self.checkpoints and self.checkpoints.last_model_path:
-            command = resume_command(self.folder, self.checkpoints.last_model_path)
+    def _break_off(self) -> None:
+        """Saves what there is of a run that failed or was stopped, and says how to go on."""
+        wandb_run.finish(self.trainer, failed=True)
+        if self.mirror is not None:
+            self.mirror.leave(self.trainer)
+        if not _is_rank_zero() or self.folder is None or self.checkpoints is None:
+            return
+        if self.checkpoints.last_model_path:
+            command = resume_command(self.folder.shown(), self.folder.shown(LAST))
             print(f"to go on from the last checkpoint:\n    {command}", file=sys.stderr)
 
     def after_fit(self) -> None:
         """Tests and exports the model, and says where everything is."""
         assert self.folder is not None
+        folder = self.folder
         if self.settings.test_after_fit and is_overridden("test_step", self.model):
             self.trainer.test(self.model, self.datamodule, verbose=False)
         exported = self.settings.export and self.trainer.is_global_zero
-        if exported:
-            self.model.export(self.folder / "model")
-        if self.trainer.is_global_zero:
-            usage = self.model.usage(self.folder / "model").splitlines() if exported else []
-            saved = self.checkpoints
-            lines = closing_lines(
-                self.folder,
-                checkpoint=saved.last_model_path if saved else "",
-                best=saved.best_model_path if saved else "",
-                usage=usage,
-            )
-            print("\n".join(lines))
+        # Shards are gathered by all ranks; the first one writes.
+        with whole_weights(self.model) if self.settings.export else nullcontext():
+            if exported:
+                self.model.export(folder.local / "model")
+        if not self.trainer.is_global_zero:
+            return
+        if folder.has_id:
+            settings = self._get(self.config, "trainer")
+            mark_finished(folder, settings, step=self.trainer.global_step)
+        if self.mirror is not None:
+            # Before it is said to be there.
+            self.mirror.copy()
+        saved = self.checkpoints
+        has_own = bool(saved and saved.last_model_path) or self.start.own is not None
+        best = saved.best_model_path if saved else ""
+        lines = closing_lines(
+            folder.shown(),
+            checkpoint=folder.shown(LAST) if has_own else "",
+            best=folder.shown(BEST) if best and has_best(folder) else best,
+            usage=usage_lines(self.model.usage, folder) if exported else [],
+        )
+        print("\n".join(lines))
 
 
 def _is_rank_zero() -> bool:

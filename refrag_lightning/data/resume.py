@@ -161,9 +161,18 @@ class ResumableDataModule(LightningDataModule):
         Args:
             dataset: A map-style data set.
             collate: Makes a batch of a list of samples; the module's own by default.
+
+        Raises:
+            ValueError: If there are fewer samples than ranks. Lightning leaves a validation out on
+                a rank that has none, and the others would wait for it.
         """
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1:
+            if len(dataset) < trainer.world_size:  # type: ignore[arg-type]
+                raise ValueError(
+                    f"{len(dataset)} samples to validate or test with "  # type: ignore[arg-type]
+                    f"are too few for {trainer.world_size} ranks: each needs one at least"
+                )
             share = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
             dataset = Subset(dataset, share)
         return DataLoader(

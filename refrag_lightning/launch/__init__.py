@@ -1,1 +1,1 @@
-"""Starting runs: chains of them, one after another."""
+"""Chains of runs, containers and AWS Batch."""

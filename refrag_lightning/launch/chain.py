@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
 import signal
@@ -32,6 +31,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+from refrag_lightning.git_state import git_state
 
 _NAME = re.compile(r"\{([\w-]+)\}")
 # Time for a run to end by itself after it was asked to.
@@ -292,9 +293,5 @@ def _progress(folders: Sequence[Path]) -> tuple[str, str]:
 
 def _commit() -> str:
     """The checkout's commit, or `unknown`."""
-    git: dict[str, Any] = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
-    try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], check=True, **git)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip() or os.environ.get("GIT_COMMIT", "unknown")
+    git = git_state()
+    return "unknown" if git is None else git.commit[:12] + ("-dirty" if git.dirty else "")

@@ -30,6 +30,7 @@ from refrag_lightning.model.losses import (
     span_kld,
 )
 from refrag_lightning.text.batch import RefragBatch
+from refrag_lightning.training.across_ranks import global_means
 from refrag_lightning.training.alignment_metrics import STUDENTS, AlignmentMetrics, replaced, report
 from refrag_lightning.training.reader import ReaderModule
 
@@ -114,30 +115,42 @@ class AlignmentModule(ReaderModule):
         model = self.reader
         student_BSD, teacher_BSD = self._embed(batch)
         student_PD, teacher_PD = self._span_means(batch, student_BSD, teacher_BSD)
-        losses = {"mse": F.mse_loss(student_PD, teacher_PD)}
+        means = {"mse": F.mse_loss(student_PD, teacher_PD)}
         figures: dict[str, Any] = {}
+        weights: dict[str, Any] = {"mse": batch.num_spans}
         if self.global_step >= self.kld_start and (self.weights["kld"] or self.weights["ce"]):
             num_texts = min(self.kld_texts or batch.num_texts, batch.num_texts)
             teacher_PV = self._teacher_logits(batch, teacher_BSD, num_texts)
             student_PV = self._student_logits(batch, student_BSD, num_texts)
             if self.weights["kld"]:
-                losses["kld"] = self._kld(student_PV, teacher_PV)
+                means["kld"] = self._kld(student_PV, teacher_PV)
             if self.weights["ce"]:
-                losses["ce"] = argmax_cross_entropy(student_PV, teacher_PV)
+                means["ce"] = argmax_cross_entropy(student_PV, teacher_PV)
             with torch.no_grad():
                 same_P = student_PV.argmax(-1) == teacher_PV.argmax(-1)
                 figures["top1"] = same_P.float().mean()
-        loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+            weights |= dict.fromkeys(("kld", "ce", "top1"), len(student_PV))
+        shares, losses = global_means(means, weights)
         with torch.no_grad():
             mse_of_mean = F.mse_loss(model.mean_embedding().expand_as(teacher_PD), teacher_PD)
-            figures["explained_variance"] = explained_variance(losses["mse"], mse_of_mean)
+            figures["explained_variance"] = explained_variance(means["mse"], mse_of_mean)
+            weights["explained_variance"] = batch.num_spans * mse_of_mean
             every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
             if (self.global_step + 1) % every == 0:
                 hits, count = self._nearest(batch, student_PD[:_NEAREST_SPANS])
                 figures["nearest"] = hits / count.clamp(min=1)
+                weights["nearest"] = count
         figures |= {"coverage": batch.coverage, "granularity": batch.granularity}
-        self.log_train({"loss": loss, **losses, **figures}, num_tokens=batch.num_tokens)
-        return loss
+        weights |= dict.fromkeys(("coverage", "granularity"), batch.num_tokens)
+        self.log_train(
+            {"loss": self._total(losses), **losses, **figures},
+            num_tokens=batch.num_tokens,
+            weights=weights,
+        )
+        return self._total(shares)
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
 
     def on_validation_epoch_start(self) -> None:
         """Starts the clock."""
@@ -149,11 +162,14 @@ class AlignmentModule(ReaderModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/…`; its loss is the weighted one."""
-        tokens = self._metric("student").tokens
+        # A copy: the sum over the ranks takes its place.
+        own = self._metric("student").tokens.clone()
+        tokens = self.trainer.strategy.reduce(own, reduce_op="sum")
         figures = self._figures("student")
-        figures["loss"] = torch.stack([w * figures[name] for name, w in self.weights.items()]).sum()
+        figures["loss"] = self._total({name: figures[name] for name in self.weights})
         figures["tokens_per_second"] = tokens / (time.perf_counter() - self._val_clock)
-        self.log_dict({f"val/{name}": value for name, value in figures.items()})
+        # The figures are the same on every rank, and so is their mean.
+        self.log_dict({f"val/{name}": value for name, value in figures.items()}, sync_dist=True)
         if self.global_step == 0:
             self._first = figures
 
@@ -166,7 +182,8 @@ class AlignmentModule(ReaderModule):
         table = {name: self._figures(name) for name in STUDENTS}
         for name, figures in table.items():
             prefix = "test" if name == "student" else f"test/{name}"
-            self.log_dict({f"{prefix}/{figure}": value for figure, value in figures.items()})
+            named = {f"{prefix}/{figure}": value for figure, value in figures.items()}
+            self.log_dict(named, sync_dist=True)
         if self.trainer.is_global_zero:
             print(f"\n{report(table, first=self._first)}\n")
 

@@ -13,30 +13,40 @@ A subclass gives the model and the steps, and nothing else:
                 self.model.set_trainable(…)
 
         def training_step(self, batch, batch_idx):
-            loss = …
-            self.log_train({"loss": loss, "mse": mse}, num_tokens=tokens)
-            return loss
+            mean = …                                    # over this rank's targets
+            shares, means = global_means({"loss": mean}, {"loss": num_targets})
+            self.log_train(means, num_tokens=tokens)
+            return shares["loss"]
 
-Do not override `state_dict`, `load_state_dict` or `configure_callbacks`; call `super()` in the
-hooks `setup`, `on_fit_start`, `on_train_start`, `on_train_batch_start`, `on_before_backward`,
-`on_save_checkpoint` and `configure_gradient_clipping`. Everything of the training batches that is
-logged has to be logged by the step (`log_train` does): Lightning does not save the running means
-of an epoch, so they would differ after a resume.
+`training/hello.py` is a whole one to begin with. Do not override `state_dict`, `load_state_dict` or
+`configure_callbacks`; call `super()` in the hooks `setup`, `on_fit_start`, `on_train_start`,
+`on_train_batch_start`, `on_before_backward`, `on_save_checkpoint` and
+`configure_gradient_clipping`. Everything of the training batches that is logged has to be logged by
+the step (`log_train` does): Lightning does not save the running means of an epoch, so they would
+differ after a resume.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from refrag_lightning.model.trainable import TrainableParts
+from refrag_lightning.training.across_ranks import mean_over_ranks, num_ranks
 from refrag_lightning.training.finite import FiniteWatch
+from refrag_lightning.training.gradients import clip_by_norm, clip_by_value
 from refrag_lightning.training.optim import WarmupCosine, adamw, parameter_groups
+from refrag_lightning.training.precision import check_precision
 from refrag_lightning.training.random_states import RandomStates
 from refrag_lightning.training.restart import leave_finished_epoch
+from refrag_lightning.training.sharded import ShardedStrategy
+from refrag_lightning.training.stop import StopTogether
 from refrag_lightning.training.trained_state import check_trained_state, frozen_keys
 
 
@@ -81,6 +91,7 @@ class RefragLightningModule(LightningModule):
         # The frozen weights come from the base models, so a checkpoint has only the others.
         self.strict_loading = False
         self._watch = FiniteWatch()
+        self._loss_of_all: Any = None
         self.save_hyperparameters()
 
     # What a subclass gives
@@ -114,17 +125,32 @@ class RefragLightningModule(LightningModule):
 
     # Logging
 
-    def log_train(self, metrics: dict[str, Any], *, num_tokens: int = 0) -> None:
+    def log_train(
+        self,
+        metrics: dict[str, Any],
+        *,
+        num_tokens: int = 0,
+        weights: Mapping[str, Tensor | float] | None = None,
+    ) -> None:
         """Logs `train/<name>` for each metric, every `log_every_n_steps`, and counts tokens.
 
-        To be called once a step. A metric that a batch has no value of (a task that it lacks) is
-        not logged for it.
+        To be called once a step, on every rank. A metric that a batch has no value of (a task that
+        it lacks) is not logged for it. What is logged is the mean over the ranks that have a value.
 
         Args:
-            metrics: Name -> scalar, float or torchmetrics metric.
+            metrics: Name -> scalar, float or torchmetrics metric. `loss` is to be the global one
+                (see `across_ranks.global_means`): every rank looks whether it is finite.
             num_tokens: Tokens of this batch on this rank, for the tokens per second.
+            weights: Name -> what a metric is the mean of on this rank, such as the number of
+                targets; ranks count the same for a name that is left out.
         """
         self.num_tokens += num_tokens
+        if num_ranks() > 1:
+            self._loss_of_all = metrics.get("loss")
+            every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and (self.global_step + 1) % every == 0:
+                values = {k: v for k, v in metrics.items() if isinstance(v, Tensor | float | int)}
+                metrics = metrics | mean_over_ranks(values, weights or {}, device=self.device)
         # A number would be brought to the device by Lightning, which waits for the device.
         named = {
             f"train/{name}": torch.full((), value, device=self.device, dtype=torch.float32)
@@ -197,24 +223,33 @@ class RefragLightningModule(LightningModule):
     ) -> None:
         """Clips, logs the norm before it as `train/grad_norm`, and stops where it is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        by_norm = gradient_clip_val if gradient_clip_algorithm != "value" else None
-        norm = nn.utils.clip_grad_norm_(parameters, by_norm or math.inf)
-        if hasattr(norm, "full_tensor"):
-            norm = norm.full_tensor()
+        by_value = gradient_clip_algorithm == "value"
+        if by_value and gradient_clip_val:
+            clip_by_value(parameters, gradient_clip_val)
+        norm = clip_by_norm(parameters, None if by_value else gradient_clip_val or None)
         self._watch.check("gradient norm", norm)
         self.log("train/grad_norm", norm, on_step=True, on_epoch=False)
 
     # Train and eval mode, precision
 
     def setup(self, stage: str) -> None:
-        """Refuses half precision for weights (see `check_precision`)."""
+        """Refuses precisions and strategies that would give wrong weights.
+
+        Raises:
+            ValueError: If the trainer's precision (see `check_precision`) or strategy is one.
+        """
         check_precision(self.trainer.precision)
+        strategy = self.trainer.strategy
+        others = isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
+        if others and not isinstance(strategy, ShardedStrategy):
+            raise ValueError(
+                f"trainer.strategy ({type(strategy).__name__}) does not know what to shard here: "
+                "use refrag_lightning.training.ShardedStrategy (configs/trainer/fsdp.yaml)"
+            )
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that every run needs, also one started from Python."""
-        return [RandomStates()]
+        return [RandomStates(), StopTogether()]
 
     def on_fit_start(self) -> None:
         """Puts the parts that train into train mode and the frozen ones into eval mode.
@@ -222,6 +257,11 @@ class RefragLightningModule(LightningModule):
         `from_pretrained` returns eval mode and Lightning keeps what it finds.
         """
         assert self.model is not None, "configure_model has to build self.model"
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, DistributedDataParallel):
+            # Buffers are constants. Sent around before each batch they would bring the ranks out
+            # of step where they have different numbers of validation batches.
+            wrapper.broadcast_buffers = False
         # Sets the model's own flag too, by which it connects what a batch leaves out, and leaves
         # frozen layers that compute their activations again in the mode that they need for it.
         self.model.train()
@@ -240,8 +280,10 @@ class RefragLightningModule(LightningModule):
         self._watch.begin(epoch=self.current_epoch, batch_idx=batch_idx, ids=ids)
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Stops where the loss is not finite."""
+        """Stops where the loss is not finite, on this rank or another one."""
         self._watch.check("loss", loss)
+        if isinstance(self._loss_of_all, Tensor):
+            self._watch.check("loss over all ranks", self._loss_of_all)
 
     # Checkpoints
 
@@ -270,25 +312,3 @@ class RefragLightningModule(LightningModule):
         """
         check_trained_state(expected=self.state_dict(), given=state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-
-def check_precision(precision: str | int | None) -> None:
-    """Refuses precisions that do not work.
-
-    fp16 overflows to NaN where vectors are handed to the decoder. bf16-true rounds the weights that
-    train, so that small steps are lost, and the decoder's rotary positions.
-
-    Raises:
-        ValueError: If `precision`, as Lightning's Trainer takes it, is one of them.
-    """
-    if str(precision) == "bf16-true":
-        raise ValueError(
-            f"trainer.precision ({precision}) is not supported: it rounds the weights that train "
-            "and the decoder's positions; use bf16-mixed, with decoder_dtype bfloat16 where the "
-            "decoder is frozen"
-        )
-    if str(precision).startswith("16"):
-        raise ValueError(
-            f"trainer.precision ({precision}) is not supported: fp16 overflows where vectors are "
-            "handed to the decoder; use bf16-mixed or 32-true"
-        )

@@ -134,10 +134,33 @@ class Checkpoints(Checkpoint):
     def _save(trainer: Trainer, path: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        partial = f"{path}.partial"
+        partial = Path(f"{path}.partial")
+        if trainer.is_global_zero:
+            _remove(partial)
+        trainer.strategy.barrier("place for a checkpoint")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
-            if os.path.isdir(partial):  # a sharded checkpoint
-                shutil.rmtree(path, ignore_errors=True)
-            os.replace(partial, path)
+            _replace(Path(path), partial)
         trainer.strategy.barrier("checkpoint renamed")
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Puts a file, or a folder of shards, into the place of another."""
+    if not path.is_dir() and not new.is_dir():
+        os.replace(new, path)
+        return
+    # A folder that holds something cannot be replaced in one step: for a moment there is the old
+    # one under another name, and the new one under that of a part.
+    old = path.with_name(f"{path.name}.old")
+    _remove(old)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(new, path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

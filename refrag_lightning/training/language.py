@@ -25,6 +25,7 @@ from refrag_lightning.model.losses import TargetLosses, target_losses
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.plain import control_tokens
+from refrag_lightning.training.across_ranks import global_means
 from refrag_lightning.training.language_metrics import TargetSums
 from refrag_lightning.training.reader import ReaderModule
 
@@ -129,8 +130,10 @@ class LanguageModule(ReaderModule):
         """One step of the weighted losses, logged as `train/…`."""
         losses = self._losses(batch)
         loss_P, weights_P = self._weighted(batch, losses)
+        total = weights_P.sum()
         # A batch all of whose tasks weigh 0 teaches nothing, but is no NaN.
-        loss = (loss_P * weights_P).sum() / weights_P.sum().clamp(min=1e-8)
+        mean = (loss_P * weights_P).sum() / total.clamp(min=1e-8)
+        shares, means = global_means({"loss": mean}, {"loss": total})
         with torch.no_grad():
             nll = losses.nll_P.mean()
             figures = {"nll": nll, "top1": losses.hits_P.float().mean()}
@@ -138,10 +141,12 @@ class LanguageModule(ReaderModule):
                 figures[f"nll@{batch.compression}"] = nll
             if losses.kl_P is not None:
                 figures["kl"] = losses.kl_P.mean()
-            means = _task_means(losses.nll_P, batch.task_ids, len(batch.tasks))
-            figures |= {f"nll/{task}": m for task, m in zip(batch.tasks, means, strict=True)}
-        self.log_train({"loss": loss, **figures}, num_tokens=batch.num_tokens)
-        return loss
+            weights: dict[str, Any] = dict.fromkeys(figures, len(loss_P))
+            by_task = _task_means(losses.nll_P, batch.task_ids, len(batch.tasks))
+            for task, (value, count) in zip(batch.tasks, by_task, strict=True):
+                figures[f"nll/{task}"], weights[f"nll/{task}"] = value, count
+        self.log_train(means | figures, num_tokens=batch.num_tokens, weights=weights)
+        return shares["loss"]
 
     def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures held-out texts, and generates answers where the batch has prompts."""
@@ -290,8 +295,8 @@ def _reads_text(model: RefragModel | PlainModel, batch: RefragBatch) -> Tensor:
     return model.hidden(batch, inputs_embeds=embeds_BSD)
 
 
-def _task_means(values_P: Tensor, task_ids: Tensor, num_tasks: int) -> list[Tensor]:
-    """The mean of each task's values; every task has some."""
+def _task_means(values_P: Tensor, task_ids: Tensor, num_tasks: int) -> list[tuple[Tensor, Tensor]]:
+    """The mean of each task's values, and how many it has; every task has some."""
     sums = values_P.new_zeros(num_tasks).index_add(0, task_ids, values_P)
     counts = values_P.new_zeros(num_tasks).index_add(0, task_ids, torch.ones_like(values_P))
-    return list((sums / counts.clamp(min=1)).unbind())
+    return list(zip(sums / counts.clamp(min=1), counts, strict=True))

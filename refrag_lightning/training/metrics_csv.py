@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class MetricsCSV(Logger):
     rewrites the file in place when a metric comes up for the first time. Here the file is replaced
     by a complete one in that case.
 
+    A metrics.csv that is there already is gone on with.
+
     Args:
         folder: The run's folder.
     """
@@ -28,6 +31,7 @@ class MetricsCSV(Logger):
         self.folder = Path(folder)
         self.path = self.folder / "metrics.csv"
         self._columns = ["epoch", "step"]
+        self._looked = False
 
     @property
     def name(self) -> str:
@@ -58,6 +62,10 @@ class MetricsCSV(Logger):
             metrics: Name -> value.
             step: The optimiser steps done.
         """
+        if not self._looked and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self._columns = next(csv.reader(file), self._columns)
+        self._looked = True
         row = {**metrics, "step": step}
         new = [name for name in row if name not in self._columns]
         if new or not self.path.exists():
@@ -67,14 +75,44 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns).writerow(row)
 
     def _rewrite(self) -> None:
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, self.path)
+        _write(self.path, self._columns, read_rows(self.path))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, name -> value as text, "" for none; no rows if there is no file.
+
+    Args:
+        path: The file.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def drop_rows(path: Path, *, from_step: int) -> None:
+    """Takes the rows away that a run will log again when it goes on from a checkpoint.
+
+    A row is logged with the number of the optimiser steps before its batch, a validation with that
+    of the step that it follows, so what led to the checkpoint of step n has numbers below n.
+
+    Args:
+        path: The file; nothing is done where there is none.
+        from_step: The checkpoint's optimiser steps.
+    """
+    rows = read_rows(path)
+    if not rows:
+        return
+    # Of a row that was cut short when the process was killed, nothing can be said.
+    kept = [r for r in rows if (r.get("step") or "").isdecimal() and int(r["step"]) < from_step]
+    _write(path, list(rows[0]), kept)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -43,20 +44,22 @@ def parameter_groups(
         ValueError: If nothing trains, if a part that trains has no learning rate, or if a learning
             rate names a part that is not there.
     """
-    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    # An optimiser's kernel takes whole parameters or shards, not both at once.
+    members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     parts: set[str] = set()
     for name, parameter in named_parameters:
         part = part_of(name)
         parts.add(part)
         if parameter.requires_grad:
-            members.setdefault((part, parameter.ndim >= 2), []).append(parameter)
+            key = (part, parameter.ndim >= 2, isinstance(parameter, DTensor))
+            members.setdefault(key, []).append(parameter)
     if not members:
         raise ValueError("nothing trains: every parameter of the model is frozen")
     if isinstance(lr, Mapping):
         unknown = sorted(set(lr) - parts)
         if unknown:
             raise ValueError(f"lr names {unknown[0]!r}, the model's parts are {sorted(parts)}")
-        missing = sorted({part for part, _ in members} - set(lr))
+        missing = sorted({part for part, *_ in members} - set(lr))
         if missing:
             raise ValueError(f"lr has no rate for {missing[0]!r}, which trains (lr: {dict(lr)})")
     return [
@@ -66,7 +69,7 @@ def parameter_groups(
             "lr": lr[part] if isinstance(lr, Mapping) else lr,
             "weight_decay": weight_decay if decays else 0.0,
         }
-        for (part, decays), parameters in members.items()
+        for (part, decays, _), parameters in members.items()
     ]
 
 

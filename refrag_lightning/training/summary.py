@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from refrag_lightning.training.optim import part_of
+from refrag_lightning.training.run_folder import RunFolder
 
 
 class Announcement(Callback):
     """Prints what is about to be done: model, data, what trains, steps, device, precision.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or its address.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str) -> None:
         self.folder = folder
 
     @rank_zero_only
@@ -66,28 +67,44 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
 
 
-def resume_command(folder: Path, checkpoint: str) -> str:
-    """The command that goes on from `checkpoint`."""
-    words = ["--config", str(folder / "config.yaml"), "--ckpt_path", checkpoint]
+def resume_command(folder: str, checkpoint: str) -> str:
+    """The command that goes on from `checkpoint` of the run in `folder`."""
+    words = ["--config", f"{folder}/config.yaml", "--ckpt_path", checkpoint]
     return "python -m refrag_lightning fit " + shlex.join(words)
 
 
-def closing_lines(folder: Path, *, checkpoint: str, best: str, usage: Sequence[str]) -> list[str]:
+def closing_lines(folder: str, *, checkpoint: str, best: str, usage: Sequence[str]) -> list[str]:
     """Where everything is, and the commands that use and resume it.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or its address.
         checkpoint: Its last.ckpt, or "".
         best: Its best.ckpt, or "".
         usage: Lines of Python that load the exported model; none if there is no export.
     """
-    lines = ["", f"run folder   {folder}", f"metrics      {folder / 'metrics.csv'}"]
+    lines = ["", f"run folder   {folder}", f"metrics      {folder}/metrics.csv"]
     if checkpoint:
         lines.append(f"checkpoint   {checkpoint}" + (f"  (best: {best})" if best else ""))
     if usage:
-        lines += [f"model        {folder / 'model'}", "", "use it:"]
+        lines += [f"model        {folder}/model", "", "use it:"]
         lines += [f"    {line}" for line in usage]
     if checkpoint:
         lines += ["", "train on (raise trainer.max_steps or max_epochs):"]
         lines += [f"    {resume_command(folder, checkpoint)}"]
     return lines
+
+
+def usage_lines(usage: Callable[[Path], str], folder: RunFolder) -> list[str]:
+    """The lines of Python that use the exported model; one at an address is copied first.
+
+    Args:
+        usage: Gives the lines for a folder on disk.
+        folder: The run's folder.
+    """
+    if folder.address is None:
+        return usage(folder.local / "model").splitlines()
+    return [
+        "from refrag_lightning.training.remote import fetch_model",
+        f'folder = fetch_model("{folder.shown()}")',
+        *usage(Path("FOLDER")).replace('"FOLDER"', "folder").splitlines(),
+    ]

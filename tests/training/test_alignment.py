@@ -27,7 +27,7 @@ def _module(**options):
     )
     module.trainer.strategy.connect(module)
     module.logged = {}
-    module.log_train = lambda metrics, num_tokens: module.logged.update(metrics)
+    module.log_train = lambda metrics, **_: module.logged.update(metrics)
     return module
 
 

@@ -3,10 +3,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from refrag_lightning.data.examples import Example, collate
@@ -19,6 +21,7 @@ from refrag_lightning.training.finite import FiniteWatch, NonFiniteError
 from refrag_lightning.training.metrics_csv import MetricsCSV
 from refrag_lightning.training.optim import part_of, warmup_cosine
 from refrag_lightning.training.run_folder import default_name
+from refrag_lightning.training.sharded import ShardedStrategy
 from refrag_lightning.training.trained_state import frozen_keys
 from tests.training.toy import ToyDataModule, ToyModule
 
@@ -157,6 +160,15 @@ def test_half_precision_that_loses_values_is_refused():
             check_precision(precision)
     for precision in ("bf16-mixed", "32-true", 32, None):
         check_precision(precision)
+
+
+def test_a_strategy_that_leaves_gradients_apart_is_refused(module):
+    trainer = SimpleNamespace(precision="32-true", strategy=ModelParallelStrategy())
+    module.trainer = trainer
+    with pytest.raises(ValueError, match=r"\(ModelParallelStrategy\) does not know what"):
+        module.setup("fit")
+    trainer.strategy = ShardedStrategy()
+    module.setup("fit")
 
 
 def test_default_names():

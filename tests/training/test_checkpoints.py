@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from refrag_lightning.training.checkpoints import Checkpoints
+from refrag_lightning.training.checkpoints import Checkpoints, _replace
 from refrag_lightning.training.metrics_csv import MetricsCSV
 from tests.training.toy import ToyDataModule, ToyModule
 
@@ -55,3 +55,20 @@ def test_wrong_settings_are_errors(tmp_path):
         Checkpoints(tmp_path, every_n_steps=0)
     with pytest.raises(ValueError, match=r"mode \('best'\)"):
         Checkpoints(tmp_path, mode="best")
+
+
+def test_files_and_folders_take_each_others_place(tmp_path):
+    path, new = tmp_path / "last.ckpt", tmp_path / "last.ckpt.partial"
+
+    def written(kind):
+        if kind == "folder":
+            new.mkdir()
+            (new / "shard").write_text("x")
+        else:
+            new.write_text("x")
+
+    for kind in ("file", "folder", "folder", "file", "file"):
+        written(kind)
+        _replace(path, new)
+        assert path.is_dir() == (kind == "folder")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]

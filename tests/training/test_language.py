@@ -31,7 +31,7 @@ def build(cls=SFTModule, **options):
     )
     module.trainer.strategy.connect(module)
     module.logged = {}
-    module.log_train = lambda metrics, num_tokens: module.logged.update(metrics)
+    module.log_train = lambda metrics, **_: module.logged.update(metrics)
     module.log_dict = lambda metrics, **_: module.logged.update(metrics)
     return module
 

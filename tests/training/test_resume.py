@@ -174,6 +174,15 @@ def test_batches_by_tokens_need_data_with_lengths():
         data.train_dataloader()
 
 
+def test_every_rank_needs_a_sample_to_validate_with():
+    data = ToyDataModule()
+    data.trainer = SimpleNamespace(global_rank=1, world_size=9)
+    assert len(data.val_dataloader().dataset) == 1
+    data.trainer = SimpleNamespace(global_rank=1, world_size=10)
+    with pytest.raises(ValueError, match="9 samples to validate or test with are too few for 10"):
+        data.val_dataloader()
+
+
 def test_a_stream_refuses_another_number_of_workers(tmp_path):
     train(tmp_path / "whole", "stream, 2 workers", "steps")
     with pytest.raises(ValueError, match="with num_workers=2, this run has num_workers=0"):

@@ -39,12 +39,14 @@ class ToyModule(RefragLightningModule):
     Args:
         nan_at: Global step whose loss is NaN.
         kill_at: Global step at which the process kills itself as `kill -9` does.
+        term_at: Global step at which the first rank gets SIGTERM.
     """
 
-    def __init__(self, nan_at: int = -1, kill_at: int = -1, **kwargs):
+    def __init__(self, nan_at: int = -1, kill_at: int = -1, term_at: int = -1, **kwargs):
         super().__init__(**kwargs)
         self.nan_at = nan_at
         self.kill_at = kill_at
+        self.term_at = term_at
         self.history: list[tuple] = []
 
     def configure_model(self):
@@ -61,6 +63,8 @@ class ToyModule(RefragLightningModule):
         loss = self._loss(batch)
         if self.global_step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.global_step == self.term_at and self.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.global_step == self.nan_at:
             loss = loss * float("nan")
         self.log_train({"loss": loss}, num_tokens=batch.numel())
