@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Libraries read these when they are imported, which the tests' modules do after this file.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# A shell starts what runs in its background with SIGINT ignored, and a child inherits that: then
+# tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 
