@@ -523,7 +523,10 @@ def test_is_address():
 
 @contextmanager
 def s3():
-    """Moto's S3 on loopback, with a bucket; the variables that lead to it."""
+    """Moto's S3 on loopback, with a bucket; the variables that lead to it.
+
+    Its buckets are those of the whole process, of other tests too.
+    """
     boto3 = pytest.importorskip("boto3")
     server_module = pytest.importorskip("moto.server")
     pytest.importorskip("s3fs")
@@ -548,14 +551,14 @@ def s3():
             aws_secret_access_key="testing",
             region_name="us-east-1",
         )
-        client.create_bucket(Bucket="bucket")
+        client.create_bucket(Bucket="jobs")
         yield variables, client
     finally:
         server.stop()
 
 
 def test_a_killed_job_goes_on_from_s3_on_another_machine(work, undisturbed):
-    config = CONFIG | {"runs_dir": "s3://bucket/runs"}
+    config = CONFIG | {"runs_dir": "s3://jobs/runs"}
     (work / "toy.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "refrag_lightning", "fit", "--config", "toy.yaml"]
 
@@ -577,7 +580,7 @@ def test_a_killed_job_goes_on_from_s3_on_another_machine(work, undisturbed):
         )
 
     def fetched(name):
-        return client.get_object(Bucket="bucket", Key=f"runs/toy/0a1b-2c/{name}")["Body"].read()
+        return client.get_object(Bucket="jobs", Key=f"runs/toy/0a1b-2c/{name}")["Body"].read()
 
     with s3() as (variables, client):
         killed = attempt(1, "--model.kill_at", "11")
@@ -586,7 +589,7 @@ def test_a_killed_job_goes_on_from_s3_on_another_machine(work, undisturbed):
         assert first["global_step"] == 9
         again = attempt(2)
         assert again.returncode == 0, again.stderr
-        place = "s3://bucket/runs/toy/0a1b-2c"
+        place = "s3://jobs/runs/toy/0a1b-2c"
         assert f"own checkpoint, {place}/checkpoints/last.ckpt" in again.stdout
         assert "going on from step 9" in again.stdout
         (work / "fetched" / "checkpoints").mkdir(parents=True)
@@ -594,7 +597,7 @@ def test_a_killed_job_goes_on_from_s3_on_another_machine(work, undisturbed):
             (work / "fetched" / name).write_bytes(fetched(name))
         assert metrics(work / "fetched") == metrics(undisturbed)
         assert same(weights(work / "fetched"), weights(undisturbed))
-        listed = client.list_objects_v2(Bucket="bucket")["Contents"]
+        listed = client.list_objects_v2(Bucket="jobs")["Contents"]
         assert sorted(entry["Key"].removeprefix("runs/toy/0a1b-2c/") for entry in listed) == [
             "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "finished.json",
             "metrics.csv", "model/toy.pt",
