@@ -153,8 +153,12 @@ class Assembler:
         self, piece: DocumentPiece, unique: np.ndarray, counts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Puts the slots of compressed rows between the tokens of expanded ones."""
+        starts = np.cumsum(counts) - counts
+        if not piece.expanded.any():
+            slots = np.repeat(unique * self.num_slots - starts, counts) + np.arange(counts.sum())
+            return np.full(len(slots), self.decoder_pad_id), slots
         slot_rows = np.repeat(np.arange(len(counts)), counts)
-        rank = np.arange(len(slot_rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rank = np.arange(len(slot_rows)) - np.repeat(starts, counts)
         slots = unique[slot_rows] * self.num_slots + rank
         chosen = piece.expanded[piece.decoder_rows]
         tokens = piece.decoder_ids[chosen]
@@ -167,7 +171,7 @@ class Assembler:
         self, rows: _Rows, documents: Sequence[PackedDocument], wanted: np.ndarray
     ) -> dict[str, torch.Tensor]:
         """Builds the encoder's sequences: the wanted rows, or the windows that hold one."""
-        if self.context == "row":
+        if self.context == "row" or not wanted.any():
             # The first row of each kind stands for all that share its tokens.
             sequence_of_row = np.where(rows.is_first & wanted[rows.unique], rows.unique, -1)
         else:
@@ -275,15 +279,13 @@ def _trace(
     bounds = [documents[piece.index].bounds for piece in placed]
     slices = [rows.of_document(piece.index) for piece in placed]
     vector, tokens, empty = (ROW_STATES.index(name) for name in ("vector", "tokens", "empty"))
-    states = [
-        np.where(piece.expanded, tokens, np.where(rows.sizes[s] > 0, vector, empty))
-        for piece, s in zip(placed, slices, strict=True)
-    ]
+    expanded = np.concatenate([none.astype(bool), *(piece.expanded for piece in placed)])
+    sizes = np.concatenate([none, *(rows.sizes[s] for s in slices)])
     return TextTrace(
         np.concatenate([none, *(rows.unique[s] for s in slices)]),
         np.concatenate([none, *(np.full(len(b) - 1, n) for n, b in enumerate(bounds))]),
         np.concatenate([none.reshape(0, 2), *(np.stack([b[:-1], b[1:]], axis=1) for b in bounds)]),
-        np.concatenate([none, *states]),
+        np.where(expanded, tokens, np.where(sizes > 0, vector, empty)),
         np.concatenate([none, *(documents[piece.index].lost for piece in placed)]),
         [piece.id for piece in placed],
     )
