@@ -25,6 +25,11 @@ class GitState(NamedTuple):
     dirty: bool
     remote: str
 
+    @property
+    def label(self) -> str:
+        """The commit, with `-dirty` where files differ from it."""
+        return self.commit + ("-dirty" if self.dirty else "")
+
 
 def git_state(folder: str | Path | None = None) -> GitState | None:
     """The checkout that a folder is in, or what the environment says of it; None if nothing does.
@@ -34,13 +39,27 @@ def git_state(folder: str | Path | None = None) -> GitState | None:
     """
     folders = [Path(folder)] if folder else [Path(__file__).parent, Path.cwd()]
     for place in folders:
-        commit = _git(place, "rev-parse", "HEAD")
-        if commit:
-            changed = _git(place, "status", "--porcelain", "--untracked-files=no")
-            remote = _git(place, "config", "--get", "remote.origin.url") or ""
-            return GitState(commit, bool(changed), without_credentials(remote))
+        found = checkout_state(place)
+        if found is not None:
+            return found
     told = os.environ.get(COMMIT_VARIABLE, "")
     return GitState(told.removesuffix("-dirty"), told.endswith("-dirty"), "") if told else None
+
+
+def checkout_state(folder: Path, *, untracked: bool = False) -> GitState | None:
+    """The checkout that a folder is in; None if it is in none, or there is no commit yet.
+
+    Args:
+        folder: The folder.
+        untracked: Whether files that nobody added make it dirty.
+    """
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    if not commit:
+        return None
+    files = "normal" if untracked else "no"
+    changed = _git(folder, "status", "--porcelain", f"--untracked-files={files}")
+    remote = _git(folder, "config", "--get", "remote.origin.url") or ""
+    return GitState(commit, bool(changed), without_credentials(remote))
 
 
 def without_credentials(url: str) -> str:
@@ -54,7 +73,7 @@ def without_credentials(url: str) -> str:
 def _git(folder: Path, *words: str) -> str | None:
     # What git exports to its hooks would point it to another checkout.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    command = ["git", "-C", str(folder), *words]
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     try:
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, env=environment, timeout=30

@@ -24,6 +24,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from refrag_lightning.git_state import checkout_state
+
 MAX_FILE_MB = 50.0
 _NEW = timedelta(days=7)
 # What tells this project's checkouts from others; the job runs it.
@@ -137,11 +139,8 @@ def pack(
 
 def commit(root: Path) -> str:
     """The checkout's commit, with `-dirty` where files differ from it; `none` if there is none."""
-    try:
-        head = _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
-    except ValueError:
-        return "none"
-    return head + ("-dirty" if _git(root, "status", "--porcelain").strip() else "")
+    found = checkout_state(root, untracked=True)
+    return "none" if found is None else found.label
 
 
 def upload(s3: Any, checkout: Checkout, *, bucket: str, prefix: str) -> bool:

@@ -177,7 +177,10 @@ def test_errors_are_one_line(caller, capsys, arguments, expected):
 
 
 # All that the script needs of the package.
-PARTS = ["__init__.py", "launch/__init__.py", "launch/docker.py", "launch/checkout.py"]
+PARTS = [
+    *("__init__.py", "git_state.py", "launch/__init__.py"),
+    *("launch/docker.py", "launch/checkout.py"),
+]
 
 # A docker that notes what it was called with, and fails as it is told to.
 FAKE = """#!{python} -S
