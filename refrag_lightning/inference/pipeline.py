@@ -18,6 +18,7 @@ from refrag_lightning.inference.request import Request
 from refrag_lightning.inference.rows import MEMORY_BYTES, RowReader, RowStore
 from refrag_lightning.inference.sampling import Sampler
 from refrag_lightning.inference.stream import Answer, AnswerStream, Cancel, Finish
+from refrag_lightning.inference.worker import Worker
 from refrag_lightning.inference.writing import TextWriter
 from refrag_lightning.model.generation import stop_ids
 from refrag_lightning.model.load import load
@@ -77,6 +78,7 @@ class RefragPipeline:
             tokenizer, rows=self.rows, searcher=searcher, window=self.window
         )
         self._lock = threading.Lock()
+        self._worker = Worker("answers")
 
     @classmethod
     def from_pretrained(
@@ -168,12 +170,12 @@ class RefragPipeline:
         cancel: Cancel | None = None,
         **options: Any,
     ) -> AnswerStream:
-        """Answers as `__call__` does, piece by piece, from a thread of its own.
+        """Answers as `__call__` does, piece by piece, from the pipeline's own thread.
 
         What is wrong with the options is raised here; what goes wrong later, by the stream.
         """
         stream = AnswerStream(Request.of(asked, documents, **options), cancel=cancel)
-        threading.Thread(target=self.run, args=([stream],), name="answer", daemon=True).start()
+        self._worker.do(self.run, [stream])
         return stream
 
     def prepare(
