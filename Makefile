@@ -3,11 +3,14 @@
 #
 #   make align ARGS="--trainer.max_steps 100"    more options for the run
 #   make test ARGS="tests/text -x"               some of the tests
+#   make test JOBS=0                             in one process, for a debugger
 #   make install PYTHON=python3.12 VENV=/tmp/v   another interpreter, another folder
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Tests run in so many processes, a file in one of them; 0 runs them all in one.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -46,7 +49,7 @@ tiny-ablations: install
 		--out runs/tiny --results runs/tiny/ablations.md $(ARGS)
 
 test: models
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

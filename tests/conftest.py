@@ -8,7 +8,8 @@ import signal
 # Libraries read these when they are imported, which the tests' modules do after this file.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Where tests run beside one another (pytest-xdist), each process has a core of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 # A shell starts what runs in its background with SIGINT ignored, and a child inherits that: then
 # tests of Ctrl-C would wait for ever.

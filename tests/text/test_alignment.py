@@ -200,7 +200,7 @@ def test_time_is_under_a_millisecond_and_linear(record_property):
         size: best_seconds(encoder.ends[:size], decoder.ends[:size], repeats)
         for size, repeats in ((512, 200), (10_000, 20), (100_000, 10))
     }
-    record_property("alignment seconds by tokens a side", seconds)
+    record_property("alignment seconds by tokens a side", str(seconds))
     print({size: f"{1e3 * value:.3f} ms" for size, value in seconds.items()})
     assert seconds[512] < 1e-3
     assert seconds[100_000] < 25 * seconds[10_000]
@@ -218,8 +218,8 @@ def test_granularity_of_the_default_models_on_the_language_reference(real_pair, 
     sizes = [len(alignment.decoder_spans) for alignment in alignments]
     granularity = np.average([a.granularity for a in alignments], weights=sizes)
     coverage = np.average([a.coverage for a in alignments], weights=sizes)
-    record_property("granularity", granularity)
-    record_property("coverage", coverage)
+    record_property("granularity", str(granularity))
+    record_property("coverage", str(coverage))
     print(f"granularity {granularity:.4f} coverage {coverage:.4f} of {sum(sizes)} decoder tokens")
     seconds = best_seconds(encoder_tokens[0].ends[:512], decoder_tokens[0].ends[:512], 100)
     assert seconds < 1e-3

@@ -147,7 +147,7 @@ def test_all_rows_expanded_give_the_default_models_segments_ids(real_pair, recor
     rng = random.Random(7)
     prompts = [random_prompt(rng) for _ in range(1000)]
     shares = check_against_segments(refrag(*real_pair, compression=8), real_pair[1], prompts)
-    record_property("shares of 1,000 texts", shares)
+    record_property("shares of 1,000 texts", str(shares))
     print(f"shares of {len(prompts)} texts: {shares}")
     assert shares["equal to one-shot"] > 0.3
 
