@@ -90,12 +90,13 @@ def test_dev_takes_every_extra():
 
 def test_the_tests_and_the_run_install_what_they_need():
     # Run by `make test`, this make would take over the other one's options and variables.
-    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "ARGS", "PYTHON")
+    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    inherited += ("VENV", "ARGS", "PYTHON", "JOBS")
     environment = {key: value for key, value in os.environ.items() if key not in inherited}
 
     def commands(target: str) -> str:
         done = subprocess.run(
-            ["make", "--always-make", "--dry-run", target, "ARGS=--some option"],
+            ["make", "--always-make", "--dry-run", target, "ARGS=--some option", "JOBS=3"],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -105,7 +106,8 @@ def test_the_tests_and_the_run_install_what_they_need():
         return done.stdout
 
     for target, last in {
-        "test": "HF_HUB_OFFLINE=1 .venv/bin/python -m pytest --some option",
+        "test": "HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 3 --dist loadfile "
+        "--no-loadscope-reorder --some option",
         "align": ".venv/bin/python -m refrag_lightning fit --config configs/align.yaml "
         "--some option",
     }.items():
