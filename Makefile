@@ -49,7 +49,7 @@ tiny-ablations: install
 		--out runs/tiny --results runs/tiny/ablations.md $(ARGS)
 
 test: models
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -106,8 +106,7 @@ def test_the_tests_and_the_run_install_what_they_need():
         return done.stdout
 
     for target, last in {
-        "test": "HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 3 --dist loadfile "
-        "--no-loadscope-reorder --some option",
+        "test": "HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 3 --dist loadfile --some option",
         "align": ".venv/bin/python -m refrag_lightning fit --config configs/align.yaml "
         "--some option",
     }.items():
