@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 # Tests run in so many processes, a file in one of them; 0 runs them all in one.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+JOBS ?= logical --maxprocesses 4
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 

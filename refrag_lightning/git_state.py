@@ -25,10 +25,9 @@ class GitState(NamedTuple):
     dirty: bool
     remote: str
 
-    @property
-    def label(self) -> str:
-        """The commit, with `-dirty` where files differ from it."""
-        return self.commit + ("-dirty" if self.dirty else "")
+    def label(self, digits: int | None = None) -> str:
+        """The commit, or its first digits, with `-dirty` where files differ from it."""
+        return self.commit[:digits] + ("-dirty" if self.dirty else "")
 
 
 def git_state(folder: str | Path | None = None) -> GitState | None:

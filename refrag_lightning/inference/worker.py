@@ -21,7 +21,8 @@ class Worker:
 
     Between jobs the thread refers to nothing but its queue: whoever owns the worker may go at any
     time, and the thread ends behind the jobs that were given until then. It does not keep the
-    process from ending.
+    process from ending, as `concurrent.futures.ThreadPoolExecutor` would: there the interpreter
+    waits for the job that runs, here for an answer that nobody reads any more.
 
     Args:
         name: The thread's name.

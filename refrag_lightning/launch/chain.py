@@ -294,4 +294,4 @@ def _progress(folders: Sequence[Path]) -> tuple[str, str]:
 def _commit() -> str:
     """The checkout's commit, or `unknown`."""
     git = git_state()
-    return "unknown" if git is None else git.commit[:12] + ("-dirty" if git.dirty else "")
+    return "unknown" if git is None else git.label(12)

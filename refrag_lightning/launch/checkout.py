@@ -140,7 +140,7 @@ def pack(
 def commit(root: Path) -> str:
     """The checkout's commit, with `-dirty` where files differ from it; `none` if there is none."""
     found = checkout_state(root, untracked=True)
-    return "none" if found is None else found.label
+    return "none" if found is None else found.label()
 
 
 def upload(s3: Any, checkout: Checkout, *, bucket: str, prefix: str) -> bool:

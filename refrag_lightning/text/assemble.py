@@ -153,17 +153,17 @@ class Assembler:
         self, piece: DocumentPiece, unique: np.ndarray, counts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Puts the slots of compressed rows between the tokens of expanded ones."""
-        starts = np.cumsum(counts) - counts
+        # The first slot of each row, less the place where it stands; the row's others follow it.
+        shift = unique * self.num_slots - (np.cumsum(counts) - counts)
+        slots = np.repeat(shift, counts) + np.arange(counts.sum())
+        ids = np.full(len(slots), self.decoder_pad_id)
         if not piece.expanded.any():
-            slots = np.repeat(unique * self.num_slots - starts, counts) + np.arange(counts.sum())
-            return np.full(len(slots), self.decoder_pad_id), slots
+            return ids, slots
         slot_rows = np.repeat(np.arange(len(counts)), counts)
-        rank = np.arange(len(slot_rows)) - np.repeat(starts, counts)
-        slots = unique[slot_rows] * self.num_slots + rank
         chosen = piece.expanded[piece.decoder_rows]
         tokens = piece.decoder_ids[chosen]
         order = np.argsort(np.concatenate([slot_rows, piece.decoder_rows[chosen]]), kind="stable")
-        ids = np.concatenate([np.full(len(slots), self.decoder_pad_id), tokens])
+        ids = np.concatenate([ids, tokens])
         slots = np.concatenate([slots, np.full(len(tokens), -1)])
         return ids[order], slots[order]
 
@@ -171,6 +171,7 @@ class Assembler:
         self, rows: _Rows, documents: Sequence[PackedDocument], wanted: np.ndarray
     ) -> dict[str, torch.Tensor]:
         """Builds the encoder's sequences: the wanted rows, or the windows that hold one."""
+        # Where no row is wanted, there are no windows to look for either.
         if self.context == "row" or not wanted.any():
             # The first row of each kind stands for all that share its tokens.
             sequence_of_row = np.where(rows.is_first & wanted[rows.unique], rows.unique, -1)
