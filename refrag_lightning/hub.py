@@ -8,17 +8,20 @@ one line that says what to run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from refrag_lightning import offline_models, tiny_models
 from refrag_lightning.cache import build_folder, cache_dir, weights_digest
 
 __all__ = [
+    "EncoderLayers",
     "ModelNotFoundError",
     "ModelSource",
     "cache_dir",
+    "encoder_name",
     "from_hub",
     "resolve",
     "weights_digest",
@@ -29,6 +32,39 @@ _CONFIG_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
 # Weights in other formats and copies for other frameworks lie in sub-folders; some repositories
 # carry the same weights twice, as `consolidated*`.
 _IGNORE_PATTERNS = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class EncoderLayers:
+    """An encoder that is the first layers of a causal language model, with its final norm.
+
+    Made of the decoder itself it has the decoder's tokenizer, and its weights are the decoder's
+    own: it costs no memory, and trains by a LoRA of its own.
+
+    Attributes:
+        layers_of: Hub name or folder of a causal language model.
+        num_layers: How many of its layers.
+        causal: Whether a token sees only those before it, as the layers were trained; otherwise it
+            sees its whole sequence.
+    """
+
+    layers_of: str
+    num_layers: int = 8
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers ({self.num_layers}) must be at least 1")
+
+    @classmethod
+    def parse(cls, encoder: str | EncoderLayers | Mapping[str, Any]) -> str | EncoderLayers:
+        """What YAML and Python may give as an encoder; a mapping holds the attributes."""
+        return cls(**encoder) if isinstance(encoder, Mapping) else encoder
+
+
+def encoder_name(encoder: str | EncoderLayers) -> str:
+    """The Hub name or folder that an encoder's weights come from."""
+    return encoder.layers_of if isinstance(encoder, EncoderLayers) else encoder
 
 
 class ModelNotFoundError(OSError):

@@ -36,6 +36,8 @@ class Example:
         expand: Which rows stand as tokens: `none`, `all`, row indices, or a share of the rows.
         prompt: What generation starts from, where answers are generated.
         references: Right answers, to score a generated one against.
+        context: In a batch, examples of the same number that begin with the same segments share
+            those: several questions behind one context.
     """
 
     segments: tuple[Segment, ...]
@@ -44,6 +46,7 @@ class Example:
     expand: str | float | Sequence[int] = "none"
     prompt: tuple[Segment, ...] | None = None
     references: tuple[str, ...] = ()
+    context: int | None = None
 
 
 @dataclass
@@ -139,6 +142,7 @@ def collate(
     for example in examples:
         _check_target(example, any(s.train and s.text for s in example.segments))
     layout: Any = {"padding_side": "right", "line_length": line_length}
+    layout["groups"] = _groups(examples)
     reading = _reading(examples)
     student = tokenizer.build(texts, **reading, **layout)
     full = None
@@ -172,11 +176,42 @@ def collate(
     )
 
 
-def text_lengths(examples: Sequence[Example], tokenizer: RefragTokenizer) -> np.ndarray:
-    """Positions that the student's decoder reads of each example (N,), rows counted as rows."""
+def context_lengths(
+    contexts: Sequence[Sequence[Example]], tokenizer: RefragTokenizer
+) -> np.ndarray:
+    """Positions that the student's decoder reads of each context and the examples behind it.
+
+    Args:
+        contexts: The examples of each context.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        (N,), rows counted as rows.
+    """
+    examples = [
+        replace(example, context=number)
+        for number, behind in enumerate(contexts)
+        for example in behind
+    ]
     texts = [example.segments for example in examples]
-    batch = tokenizer.build(texts, **_reading(examples), padding_side="right")
-    return batch["attention_mask"].numpy().sum(axis=1)
+    batch = tokenizer.build(
+        texts, **_reading(examples), padding_side="right", groups=_groups(examples)
+    )
+    lengths = batch["attention_mask"].numpy().sum(axis=1)
+    # A text of each line; examples with nothing in common stand on lines of their own.
+    text_of_line = np.arange(len(examples))
+    if "branch_ids" in batch:
+        text_of_line = batch["branch_ids"].numpy().max(axis=1)
+    context_of_text = np.asarray([example.context for example in examples])
+    totals = np.bincount(context_of_text[text_of_line], lengths, minlength=len(contexts))
+    return totals.astype(np.int64)
+
+
+def _groups(examples: Sequence[Example]) -> list[int] | None:
+    """Which examples may share what they begin with, as `RefragTokenizer.build` takes it."""
+    if all(example.context is None for example in examples):
+        return None
+    return [-1 - n if e.context is None else e.context for n, e in enumerate(examples)]
 
 
 def _reading(examples: Sequence[Example]) -> dict[str, Any]:
@@ -204,7 +239,9 @@ class _Targets:
     def of(cls, batch: RefragBatch) -> _Targets:
         labels_BS = batch["labels"].numpy()
         flat = np.flatnonzero(labels_BS != IGNORED)
-        if "segment_ids" in batch:
+        if "branch_ids" in batch:
+            texts = batch["branch_ids"].numpy().ravel()[flat]
+        elif "segment_ids" in batch:
             texts = batch["segment_ids"].numpy().ravel()[flat]
         else:
             texts = flat // labels_BS.shape[1]

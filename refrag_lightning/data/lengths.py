@@ -1,10 +1,10 @@
-"""How many positions the decoder reads of each example, measured once and cached."""
+"""How many positions the decoder reads of each context, measured once and cached."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 
 from refrag_lightning.cache import build_folder, cache_dir
-from refrag_lightning.data.examples import Example, text_lengths
+from refrag_lightning.data.examples import Example, context_lengths
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
 # Part of the cache's key: raise it when the same key and tokenizer give other lengths.
-_VERSION = 1
+_VERSION = 2
 _FILE = "lengths.npy"
 _AT_ONCE = 64
 
 
 def cached_lengths(
-    examples: Iterator[Example], tokenizer: RefragTokenizer, key: dict[str, Any]
+    contexts: Iterator[Sequence[Example]], tokenizer: RefragTokenizer, key: dict[str, Any]
 ) -> np.ndarray:
-    """Positions of each example (N,), rows counted as rows.
+    """Positions of each context with the examples behind it (N,), rows counted as rows.
 
     Args:
-        examples: The examples; read only where the cache does not know them.
+        contexts: The examples of each; read only where the cache does not know them.
         tokenizer: The tokenizer, at the rate to count at.
         key: Plain data that changes whenever the examples may have.
     """
@@ -43,12 +43,14 @@ def cached_lengths(
     }
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache_dir() / "data" / f"lengths-{name}"
-    build_folder(folder, lambda part: _measure(examples, tokenizer, part / _FILE))
+    build_folder(folder, lambda part: _measure(contexts, tokenizer, part / _FILE))
     return np.load(folder / _FILE)
 
 
-def _measure(examples: Iterator[Example], tokenizer: RefragTokenizer, path: Path) -> None:
+def _measure(
+    contexts: Iterator[Sequence[Example]], tokenizer: RefragTokenizer, path: Path
+) -> None:
     lengths = [np.zeros(0, dtype=np.int64)]
-    while chunk := list(islice(examples, _AT_ONCE)):
-        lengths.append(text_lengths(chunk, tokenizer))
+    while chunk := list(islice(contexts, _AT_ONCE)):
+        lengths.append(context_lengths(chunk, tokenizer))
     np.save(path, np.concatenate(lengths))

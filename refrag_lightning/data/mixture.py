@@ -1,11 +1,15 @@
-"""Mixture: several lists of conversations as one data set, each with its weight."""
+"""Mixture: several lists of conversations as one data set, each with its weight.
+
+Its items are contexts: the conversations that are read behind the same passages, mostly one.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -32,21 +36,25 @@ class WeightedSource:
             raise ValueError(f"weight ({self.weight}) must be above 0")
 
 
-class Mixture(Dataset):
-    """Conversations of several sources, each as often as its weight says.
+Context = tuple[Conversation, ...]
+"""Conversations that begin alike and are read behind the same passages."""
 
-    The whole part of a weight repeats every conversation; the rest is drawn from NumPy's global
+
+class Mixture(Dataset):
+    """Contexts of several sources, each as often as its weight says.
+
+    The whole part of a weight repeats every context; the rest is drawn from NumPy's global
     random state when an item is looked up.
 
     Args:
-        parts: The conversations of each source.
+        parts: The contexts of each source.
         weights: The weight of each source.
-        lengths: Tokens of each conversation, for each source, where batches are sized by tokens.
+        lengths: Tokens of each context, for each source, where batches are sized by tokens.
     """
 
     def __init__(
         self,
-        parts: Sequence[Sequence[Conversation]],
+        parts: Sequence[Sequence[Context]],
         weights: Sequence[float],
         lengths: Sequence[np.ndarray] | None = None,
     ) -> None:
@@ -62,7 +70,7 @@ class Mixture(Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Context:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         part, place = self.parts[number], index - int(self.starts[number])
         if place >= self.whole[number]:
@@ -98,12 +106,12 @@ def learnable(source: ConversationSource, split: Split) -> Iterator[Conversation
 
 
 def short_ones(
-    parts: list[list[Conversation]], lengths: list[np.ndarray], max_length: int
-) -> tuple[list[list[Conversation]], list[np.ndarray]]:
-    """The conversations of at most `max_length` positions, and their lengths; warns of the others.
+    parts: list[list[Context]], lengths: list[np.ndarray], max_length: int
+) -> tuple[list[list[Context]], list[np.ndarray]]:
+    """The contexts of at most `max_length` positions, and their lengths; warns of the others.
 
     Args:
-        parts: The conversations of each source.
+        parts: The contexts of each source.
         lengths: Positions of each of them, for each source.
         max_length: Most positions.
 
@@ -113,15 +121,54 @@ def short_ones(
     kept = [lengths_of_part <= max_length for lengths_of_part in lengths]
     num_long, total = sum(int((~k).sum()) for k in kept), sum(map(len, kept))
     if num_long == total:
-        raise ValueError(f"max_length ({max_length}) is less than every conversation takes")
+        raise ValueError(f"max_length ({max_length}) is less than every context takes")
     if num_long:
         warnings.warn(
-            f"{num_long} of {total} training conversations take more than max_length "
+            f"{num_long} of {total} training contexts take more than max_length "
             f"({max_length}) positions and are left out",
             stacklevel=2,
         )
     short = [
-        [conversation for conversation, keep in zip(part, k, strict=True) if keep]
+        [context for context, keep in zip(part, k, strict=True) if keep]
         for part, k in zip(parts, kept, strict=True)
     ]
     return short, [part[k] for part, k in zip(lengths, kept, strict=True)]
+
+
+def contexts_of(part: Sequence[Conversation], most: int) -> list[Context]:
+    """Puts conversations on the same gold passages together, as evenly as can be.
+
+    Args:
+        part: The conversations of a source; those without gold passages stay alone.
+        most: Conversations behind one context at most.
+
+    Returns:
+        The contexts, in the order of their first conversations.
+    """
+    behind: dict[Any, list[Conversation]] = {}
+    for number, conversation in enumerate(part):
+        gold = tuple(passage.text for passage in conversation.passages if passage.gold)
+        behind.setdefault(gold or number, []).append(conversation)
+    contexts: list[Context] = []
+    for conversations in behind.values():
+        number = -(-len(conversations) // most)
+        contexts += [tuple(conversations[start::number]) for start in range(number)]
+    return contexts
+
+
+def as_one(context: Context) -> Conversation:
+    """The conversation to draw a context's passages for.
+
+    No passage beside the gold ones may hold an answer of any of its conversations.
+    """
+    first, *others = context
+    if not others:
+        return first
+    answers = [a.casefold() for conversation in others for a in conversation.references]
+    kept = tuple(
+        passage
+        for passage in first.passages
+        if passage.gold or not any(answer in passage.text.casefold() for answer in answers)
+    )
+    references = tuple(dict.fromkeys(r for c in context for r in c.references))
+    return replace(first, passages=kept, references=references)

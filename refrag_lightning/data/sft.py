@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,7 +16,15 @@ from torch.utils.data import DataLoader
 from refrag_lightning.data.conversations import Conversation, ConversationSource, fill
 from refrag_lightning.data.examples import Example, Reading, TextBatch, collate
 from refrag_lightning.data.lengths import cached_lengths
-from refrag_lightning.data.mixture import Mixture, WeightedSource, learnable, short_ones
+from refrag_lightning.data.mixture import (
+    Context,
+    Mixture,
+    WeightedSource,
+    as_one,
+    contexts_of,
+    learnable,
+    short_ones,
+)
 from refrag_lightning.data.passages import Distractors, PassageChoice, PassageOrder
 from refrag_lightning.data.questions import Passage
 from refrag_lightning.data.resume import ResumableDataModule
@@ -39,7 +48,8 @@ class SFTDataModule(ResumableDataModule):
         val_source: Validation conversations; what `sources` hold out if None.
         test_source: Conversations of the report; what `sources` hold out for it if None.
         read: How documents are read: as rows (compressed), as text, or not at all (none).
-        expand_share: With `read: compressed`, share of the training rows that stay tokens.
+        expand_share: With `read: compressed`, share of the training rows that stay tokens; of two
+            numbers, one between them is drawn for each context.
         num_passages: Passages a conversation is read with, a number or the least and the most; all
             if None.
         order: Of the passages: the retriever's (given), drawn anew (shuffled), or the gold ones
@@ -50,14 +60,18 @@ class SFTDataModule(ResumableDataModule):
             retriever.
         teacher_answers: A model (name or folder, or one with settings) whose answers are learnt
             in place of the last gold ones. It reads the documents as text.
-        max_length: Leave out training conversations of more positions; None keeps all. Positions
-            are counted at the smallest rate, with the most passages.
+        questions_per_context: Most training conversations on the same gold passages that stand
+            behind one context: each sees the context and itself only, and what they have in common
+            is read once. Distractors are then those of the first of them, without any that holds
+            an answer of another.
+        max_length: Leave out training contexts of more positions; None keeps all. Positions are
+            counted at the smallest rate, with the most passages.
         line_length: Pack training texts into lines of so many positions, without attention between
             them.
         tokens_per_batch: Positions of a training batch, in place of `batch_size`.
         eval_examples: Most conversations in validation, and in test.
         generate_eval: Let validation and test batches carry what an answer is generated from.
-        batch_size: Training conversations a batch and device.
+        batch_size: Training contexts a batch and device.
         eval_batch_size: Conversations a batch in validation and test; None takes `batch_size`.
         num_workers: Processes that prepare batches; 0 prepares them in the main process.
         shuffle: Shuffle the training conversations anew in each epoch.
@@ -76,12 +90,13 @@ class SFTDataModule(ResumableDataModule):
         val_source: ConversationSource | None = None,
         test_source: ConversationSource | None = None,
         read: Reading = "compressed",
-        expand_share: float = 0.0,
+        expand_share: float | tuple[float, float] = 0.0,
         num_passages: int | tuple[int, int] | None = None,
         order: PassageOrder = "given",
         distractors: Distractors = "own",
         drop_gold: float = 0.0,
         teacher_answers: TeacherAnswers | str | None = None,
+        questions_per_context: int = 1,
         max_length: int | None = None,
         line_length: int | None = None,
         tokens_per_batch: int | None = None,
@@ -96,9 +111,15 @@ class SFTDataModule(ResumableDataModule):
         pin_memory: bool = False,
         tokenizer: RefragTokenizer | None = None,
     ) -> None:
-        if not 0 <= expand_share < 1:
-            raise ValueError(f"expand_share ({expand_share}) must be from 0 to below 1")
-        if expand_share and read != "compressed":
+        shares = expand_share if isinstance(expand_share, tuple) else (expand_share, expand_share)
+        if not 0 <= shares[0] <= shares[1] < 1:
+            raise ValueError(
+                f"expand_share ({expand_share}) must be from 0 to below 1, and of two numbers the "
+                "smaller one first"
+            )
+        if questions_per_context < 1:
+            raise ValueError(f"questions_per_context ({questions_per_context}) must be at least 1")
+        if shares[1] and read != "compressed":
             raise ValueError(f"expand_share ({expand_share}) needs read: compressed, not {read}")
         super().__init__(
             batch_size=batch_size,
@@ -117,7 +138,8 @@ class SFTDataModule(ResumableDataModule):
         self.sources = sources
         self.eval_sources = {"val": val_source, "test": test_source}
         self.read: Reading = read
-        self.expand_share = expand_share
+        self.expand_shares = shares
+        self.questions_per_context = questions_per_context
         self.choice = PassageChoice(num_passages, order, distractors, drop_gold)
         if isinstance(teacher_answers, str):
             teacher_answers = TeacherAnswers(teacher_answers)
@@ -150,8 +172,10 @@ class SFTDataModule(ResumableDataModule):
             self.conversations(split)
 
     def training_data(self) -> Mixture:
-        """The training conversations of all sources, by their weights."""
-        parts = self.conversations("train")
+        """The training contexts of all sources, by their weights."""
+        parts = [
+            contexts_of(part, self.questions_per_context) for part in self.conversations("train")
+        ]
         lengths = None
         if self.tokens_per_batch is not None or self.max_length is not None:
             lengths = [self._lengths(number, part) for number, part in enumerate(parts)]
@@ -204,7 +228,7 @@ class SFTDataModule(ResumableDataModule):
             with_prompt: Whether to give what the last answer is generated from.
         """
         messages = fill(conversation, passages, documents=self.read != "none")
-        share = self.expand_share if split == "train" else 0.0
+        share = self.expand_shares[1] if split == "train" else 0.0
         expand: str | float = "all" if self.read == "text" else share or "none"
         prompt, references = None, ()  # type: tuple[Segment, ...] | None, tuple[str, ...]
         if with_prompt and conversation.ends_with_answer:
@@ -220,8 +244,8 @@ class SFTDataModule(ResumableDataModule):
             references=references,
         )
 
-    def collate(self, samples: list[Conversation]) -> TextBatch:
-        """Builds a training batch: draws its rate and each conversation's passages."""
+    def collate(self, samples: list[Context]) -> TextBatch:
+        """Builds a training batch: draws its rate and each context's passages."""
         rates = self.rates
         compression = rates[np.random.randint(len(rates))] if len(rates) > 1 else rates[0]
         return collate(
@@ -242,14 +266,14 @@ class SFTDataModule(ResumableDataModule):
 
     def _eval_dataloaders(self, split: Split) -> list[DataLoader]:
         parts = self.conversations(split)
-        data = Mixture(parts, [1] * len(parts))
+        data = Mixture([contexts_of(part, 1) for part in parts], [1] * len(parts))
         return [
             self.eval_dataloader(data, partial(self._collate_eval, split=split, compression=rate))
             for rate in self.rates
         ]
 
     def _collate_eval(
-        self, samples: list[Conversation], *, split: Split, compression: int
+        self, samples: list[Context], *, split: Split, compression: int
     ) -> TextBatch:
         # The loader seeds each batch by its place, so every rate draws the same passages.
         return collate(
@@ -260,18 +284,25 @@ class SFTDataModule(ResumableDataModule):
         )
 
     def _drawn(
-        self, samples: list[Conversation], split: Split, *, with_prompt: bool = False
+        self, samples: list[Context], split: Split, *, with_prompt: bool = False
     ) -> list[Example]:
         if split not in self._pools:
             parts = self.conversations(split)
             self._pools[split] = [c for part in parts for c in part if c.passages]
         pool = self._pools[split]
-        return [
-            self.example(
-                sample, self.choice.draw(sample, pool), split=split, with_prompt=with_prompt
-            )
-            for sample in samples
-        ]
+        examples = []
+        for number, context in enumerate(samples):
+            passages = self.choice.draw(as_one(context), pool)
+            low, high = self.expand_shares
+            share = np.random.uniform(low, high) if low < high and split == "train" else None
+            for conversation in context:
+                example = self.example(
+                    conversation, passages, split=split, with_prompt=with_prompt
+                )
+                if share is not None:
+                    example = replace(example, expand=share)
+                examples.append(replace(example, context=number if len(context) > 1 else None))
+        return examples
 
     def _rendered(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool
@@ -322,16 +353,21 @@ class SFTDataModule(ResumableDataModule):
             return None
         return self.teacher_answers.path(self._answers_key(number)).name
 
-    def _lengths(self, number: int, part: Sequence[Conversation]) -> np.ndarray:
-        """Positions of each of a source's conversations, at the rate that takes the most."""
+    def _lengths(self, number: int, part: Sequence[Context]) -> np.ndarray:
+        """Positions of each of a source's contexts, at the rate that takes the most."""
         key = {
             "source": self.sources[number].source.key(),
             "answers": self._answers_name(number),
             "read": self.read,
-            "expand_share": self.expand_share,
+            "expand_share": self.expand_shares[1],
             "passages": self.choice.num_passages,
+            "questions_per_context": self.questions_per_context,
         }
-        examples = (self.example(c, self.choice.most(c)) for c in part)
+
+        def examples(context: Context) -> list[Example]:
+            passages = self.choice.most(as_one(context))
+            return [self.example(conversation, passages) for conversation in context]
+
         # A share of expanded rows is drawn; a cached number must not depend on what was drawn.
         with seeded([self.seed]):
-            return cached_lengths(examples, self.tokenizer.at(self.rates[0]), key)
+            return cached_lengths(map(examples, part), self.tokenizer.at(self.rates[0]), key)

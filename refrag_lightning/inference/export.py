@@ -236,8 +236,12 @@ def _copy(source: Path, new: Path) -> None:
     config = _config(new)
     if config.get("model_type") != "refrag":
         return
-    needed = ["refrag_tokenizer.json", "encoder_tokenizer", "decoder_tokenizer"]
+    needed = ["refrag_tokenizer.json", "decoder_tokenizer"]
+    # An encoder made of the decoder's layers reads with its tokenizer.
+    own = not config.get("encoder_layers") or config["encoder_name"] != config["decoder_name"]
+    needed += ["encoder_tokenizer"] if own else []
     needed += ["adapter"] if config.get("lora") else []
+    needed += ["encoder_adapter"] if config.get("encoder_lora") else []
     if missing := [name for name in needed if not (new / name).exists()]:
         raise FileNotFoundError(f"{source} has no {missing[0]}, so it is no whole model folder")
     for part in ("encoder", "decoder"):

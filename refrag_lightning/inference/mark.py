@@ -36,7 +36,7 @@ FILES = (
     "chat_template.jinja",
 )
 TERMS = ("LICENSE*", "NOTICE*")
-FOLDERS = ("adapter", "encoder_tokenizer", "decoder_tokenizer")
+FOLDERS = ("adapter", "encoder_adapter", "encoder_tokenizer", "decoder_tokenizer")
 
 
 def belongs(name: str, patterns: tuple[str, ...]) -> bool:

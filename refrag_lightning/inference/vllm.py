@@ -107,7 +107,7 @@ def vllm_requests(model: RefragModel | PlainModel, batch: Mapping[str, Tensor]) 
         ValueError: If texts are packed, or the decoder is of a family whose vectors vLLM scales
             once more.
     """
-    if "segment_ids" in batch:
+    if "segment_ids" in batch or "branch_ids" in batch:
         raise ValueError("texts on one line cannot be told apart; build the batch without packing")
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     vectors_BS = batch["slot_ids"] >= 0

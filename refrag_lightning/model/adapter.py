@@ -1,4 +1,4 @@
-"""LoRA on the decoder, through peft, in peft's own layout on disk."""
+"""LoRA on the decoder and the encoder, through peft, in peft's own layout on disk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ADAPTER = "default"
 
 
 def add_adapter(decoder: PreTrainedModel, lora: dict[str, Any]) -> None:
-    """Puts LoRA layers into the decoder in place; it stays a plain causal language model.
+    """Puts LoRA layers into a model in place; it stays a plain model of transformers.
 
-    The layers are float32 whatever the decoder is: small steps would be lost in bfloat16.
+    The layers are float32 whatever the model is: small steps would be lost in bfloat16.
 
     Args:
-        decoder: The causal language model.
+        decoder: The causal language model, or an encoder.
         lora: `r`, `alpha`, `dropout`, `target_modules`, all given.
     """
-    decoder.add_adapter(_peft_config(lora), adapter_name=ADAPTER)
+    decoder.add_adapter(_peft_config(decoder, lora), adapter_name=ADAPTER)
     for name, parameter in decoder.named_parameters():
         if is_adapter_key(name):
             parameter.data = parameter.data.float()
@@ -78,7 +78,7 @@ def save_adapter(
     state = _adapter_state(decoder)
     prefixed = {f"base_model.model.{key}": _for_disk(value, dtype) for key, value in state.items()}
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = _peft_config(lora)
+    config = _peft_config(decoder, lora)
     # The modules that "all-linear" stood for, so that peft finds the same ones elsewhere.
     config.target_modules = set(_adapter_of(decoder).target_modules)
     config.base_model_name_or_path = base_name
@@ -159,7 +159,7 @@ def _adapter_of(decoder: PreTrainedModel) -> Any:
     return decoder.peft_config[ADAPTER]
 
 
-def _peft_config(lora: dict[str, Any]) -> Any:
+def _peft_config(model: PreTrainedModel, lora: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -167,7 +167,7 @@ def _peft_config(lora: dict[str, Any]) -> Any:
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
         target_modules=lora["target_modules"],
-        task_type="CAUSAL_LM",
+        task_type="FEATURE_EXTRACTION" if model.get_output_embeddings() is None else "CAUSAL_LM",
     )
 
 

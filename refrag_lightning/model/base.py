@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -24,7 +25,65 @@ from refrag_lightning import hub
 
 def build_encoder(config: PretrainedConfig) -> PreTrainedModel:
     """An encoder with random weights, without its pooler."""
-    return AutoModel.from_config(config, **_encoder_arguments(config))
+    return see_both_ways(AutoModel.from_config(config, **_encoder_arguments(config)))
+
+
+def first_layers(config: PretrainedConfig, layers: hub.EncoderLayers) -> PretrainedConfig:
+    """The configuration of a causal language model's first layers.
+
+    Raises:
+        ValueError: It has fewer layers.
+    """
+    text = deepcopy(config.get_text_config())
+    if not layers.num_layers <= text.num_hidden_layers:
+        raise ValueError(
+            f"num_layers ({layers.num_layers}) is more than the {text.num_hidden_layers} layers of "
+            f"{layers.layers_of}"
+        )
+    text.num_hidden_layers = layers.num_layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: layers.num_layers]
+    # An encoder keeps nothing for a next token.
+    text.use_cache = False
+    text.is_causal = layers.causal
+    return text
+
+
+def see_both_ways(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Lets attention look ahead where the configuration says `is_causal: false`.
+
+    transformers then builds the mask so; but without padding there is none, and each layer's own
+    flag decides.
+    """
+    if not getattr(encoder.config.get_text_config(), "is_causal", True):
+        for module in encoder.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = False
+    return encoder
+
+
+def share_weights(encoder: PreTrainedModel, decoder: PreTrainedModel) -> None:
+    """Puts the decoder's parameters in the place of the encoder's, which are equal.
+
+    Args:
+        encoder: The decoder's first layers.
+        decoder: The causal language model, without an adapter.
+    """
+    ours = dict(decoder.base_model.named_parameters())
+    for name, parameter in list(encoder.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        assert ours[name].shape == parameter.shape, name
+        setattr(encoder.get_submodule(owner), leaf, ours[name])
+
+
+def separate_weights(encoder: PreTrainedModel, decoder: PreTrainedModel) -> None:
+    """Gives the encoder copies of the parameters that it shares with the decoder."""
+    theirs = {id(parameter) for parameter in decoder.parameters()}
+    for name, parameter in list(encoder.named_parameters()):
+        if id(parameter) in theirs:
+            owner, _, leaf = name.rpartition(".")
+            copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            setattr(encoder.get_submodule(owner), leaf, copy)
 
 
 def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
@@ -34,7 +93,7 @@ def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
 
 def load_base(
     part: str,
-    name: str,
+    name: str | hub.EncoderLayers,
     *,
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -44,7 +103,7 @@ def load_base(
 
     Args:
         part: `encoder` or `decoder`.
-        name: Hub name or folder.
+        name: Hub name or folder; or the layers of one that are the encoder.
         revision: Hub branch, tag or commit.
         dtype: Of the weights.
         attn_implementation: As transformers takes it; its own choice if None.
@@ -55,6 +114,8 @@ def load_base(
     Raises:
         ValueError: The model is not of a kind that fits the part, or its file lacks weights.
     """
+    layers = name if isinstance(name, hub.EncoderLayers) else None
+    name = hub.encoder_name(name)
     source = hub.resolve(name, revision=revision)
     options: dict[str, Any] = {"trust_remote_code": False}
     if source.kind == "hub" and source.revision is not None:
@@ -65,6 +126,8 @@ def load_base(
         loader = AutoModel
         if config.is_encoder_decoder:
             raise ValueError(f"{name} is an encoder-decoder model; the encoder must be one alone")
+        if layers is not None:
+            config = first_layers(config, layers)
         options.update(_encoder_arguments(config))
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -83,6 +146,8 @@ def load_base(
             f"{name} lacks {len(info['missing_keys'])} weights of {type(model).__name__} ({keys}), "
             f"so it cannot be the {part}"
         )
+    if part == "encoder":
+        see_both_ways(model)
     return model.eval(), source
 
 

@@ -25,15 +25,22 @@ class RefragConfig(PretrainedConfig):
         decoder_config: The decoder's configuration (an object or its dictionary).
         encoder_name: Hub name or folder that the encoder's weights came from.
         encoder_revision: Hub commit, or `sha256:` digest of those weights.
+        encoder_layers: How many first layers of the causal language model `encoder_name` the
+            encoder is; None for a whole model. Where that model is the decoder's base, both share
+            their weights.
         decoder_name: Hub name or folder that the decoder's weights came from.
         decoder_revision: Hub commit, or `sha256:` digest of those weights.
         compression: Tokens a row (k in the paper).
         rates: Every compression that the model runs at, `compression` among them; it alone by
             default.
         row_tokens: With `concat`, how many states stand side by side in a row's vector, with zeros
-            where a row is shorter; the largest rate by default.
+            where a row is shorter; with `row_order`, how many places have a map. The largest rate
+            by default.
         pooling: How a row's states become one vector a slot: `mean`, `cls`, `last`, `attention`
             (softmax with a learned query) or `concat`.
+        row_order: Adds to `mean` a linear map of each state for its place in the row, zero at the
+            start: the mean alone knows the order of a row's tokens only as far as the encoder
+            writes it into their states.
         context: What the encoder sees around a row: `row` (the row alone) or `document`.
         chunk_by: Whose units a row counts: `encoder`, `decoder` or `sentence`.
         num_slots: Vectors a row (m).
@@ -46,6 +53,7 @@ class RefragConfig(PretrainedConfig):
         train_word_embeddings: Whether the word embeddings (and a head tied to them) of the parts
             in `trained` differ from their base too.
         lora: None, or the adapter on the decoder: `r`, `alpha`, `dropout`, `target_modules`.
+        encoder_lora: The same on the encoder.
         full: True for a folder that holds every weight and needs no base models.
 
     Raises:
@@ -62,12 +70,14 @@ class RefragConfig(PretrainedConfig):
     decoder_config: Any = None
     encoder_name: str | None = None
     encoder_revision: str | None = None
+    encoder_layers: int | None = None
     decoder_name: str | None = None
     decoder_revision: str | None = None
     compression: int = 8
     rates: list[int] | None = None
     row_tokens: int | None = None
     pooling: str = "mean"
+    row_order: bool = False
     context: str = "row"
     chunk_by: str = "encoder"
     num_slots: int = 1
@@ -76,6 +86,7 @@ class RefragConfig(PretrainedConfig):
     trained: list[str] | None = None
     train_word_embeddings: bool = False
     lora: dict[str, Any] | None = None
+    encoder_lora: dict[str, Any] | None = None
     full: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -88,8 +99,10 @@ class RefragConfig(PretrainedConfig):
         self.trained = [part for part in PARTS if part in trained]
         if self.lora is not None:
             self.lora = complete_lora(self.lora)
+        if self.encoder_lora is not None:
+            self.encoder_lora = complete_lora(self.encoder_lora)
         self.rates = sorted({self.compression} if self.rates is None else set(self.rates))
-        if self.pooling == "concat":
+        if self.pooling == "concat" or self.row_order:
             self.row_tokens = self.row_tokens or self.rates[-1]
         self._check()
         parts = [part for part in (self.encoder_config, self.decoder_config) if part is not None]
@@ -123,9 +136,21 @@ class RefragConfig(PretrainedConfig):
             raise ValueError(
                 f"num_slots ({self.num_slots}) must be 1 with several rates ({self.rates})"
             )
-        if self.pooling == "concat" and (self.row_tokens or 0) < self.rates[-1]:
+        if self.row_order and (self.pooling != "mean" or self.num_slots > 1):
             raise ValueError(
-                f"pooling ('concat') has room for {self.row_tokens} tokens a row, so it does not "
+                f"row_order (true) needs pooling 'mean' and one slot a row, not "
+                f"{self.pooling!r} and {self.num_slots}"
+            )
+        if self.row_order and self.chunk_by != "encoder":
+            raise ValueError(
+                f"row_order (true) needs rows of at most compression encoder tokens, which "
+                f"chunk_by ({self.chunk_by!r}) does not give; use 'encoder'"
+            )
+        places = self.row_tokens or 0
+        if (self.pooling == "concat" or self.row_order) and places < self.rates[-1]:
+            what = "row_order" if self.row_order else "pooling ('concat')"
+            raise ValueError(
+                f"{what} has room for {self.row_tokens} tokens a row, so it does not "
                 f"run at the rate {self.rates[-1]}"
             )
         if not 1 <= self.num_slots <= self.compression:
@@ -150,6 +175,25 @@ class RefragConfig(PretrainedConfig):
                 f"pooling ('concat') needs rows of at most compression encoder tokens, which "
                 f"chunk_by ({self.chunk_by!r}) does not give; use 'encoder'"
             )
+
+    @property
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """The settings of each part's LoRA, by part."""
+        loras = {"encoder": self.encoder_lora, "decoder": self.lora}
+        return {part: lora for part, lora in loras.items() if lora is not None}
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the encoder's weights are the decoder's: layers of the same base, both frozen.
+
+        A LoRA on either leaves the base as it is.
+        """
+        same = (self.encoder_name, self.encoder_revision) == (
+            self.decoder_name,
+            self.decoder_revision,
+        )
+        moved = {"encoder", "decoder"}.intersection(self.trained or ())
+        return self.encoder_layers is not None and same and not moved
 
     @property
     def encoder_hidden_size(self) -> int:

@@ -24,15 +24,28 @@ class Pooling(nn.Module):
         hidden_size: E.
         compression: Tokens a row, the largest of several rates.
         num_slots: m.
+        order: Adds to the mean each state's linear map for its place in the row, zero at the start:
+            sum_j (h_j + A_j h_j) / tokens of the row.
     """
 
-    def __init__(self, *, kind: str, hidden_size: int, compression: int, num_slots: int) -> None:
+    def __init__(
+        self,
+        *,
+        kind: str,
+        hidden_size: int,
+        compression: int,
+        num_slots: int,
+        order: bool = False,
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.compression = compression
         self.num_slots = num_slots
         if kind == "attention":
             self.query = nn.Parameter(torch.zeros(hidden_size))
+        self.order: nn.Parameter | None = None
+        if order:
+            self.order = nn.Parameter(torch.zeros(compression * hidden_size, hidden_size))
 
     def forward(
         self,
@@ -68,11 +81,7 @@ class Pooling(nn.Module):
         rows = row_ids_RT.flatten()
         rank = _rank_in_run(rows)
         if self.kind == "concat":
-            num = num_rows * self.compression
-            kept = (rows >= 0) & (rank < self.compression)
-            target = torch.where(kept, rows * self.compression + rank, num)
-            pooled = _sum_into(target, x, num)
-            return pooled.view(num_rows, 1, self.compression * hidden_size).to(dtype)
+            return self._side_by_side(x, rows, rank, num_rows, self.compression)[:, None].to(dtype)
 
         num = num_rows * self.num_slots
         slot = (rank * self.num_slots // self.compression).clamp(max=self.num_slots - 1)
@@ -82,7 +91,21 @@ class Pooling(nn.Module):
             pooled = _sum_into(torch.where(ends, target, num), x, num)
         else:
             pooled = _weighted_mean(target, x, self._weights(target, x, num), num)
+        if self.order is not None:
+            places = len(self.order) // hidden_size
+            mapped = self._side_by_side(x, rows, rank, num_rows, places) @ self.order
+            sizes = _sum_into(target, torch.ones_like(x[:, :1]), num)
+            pooled = pooled + mapped / sizes.clamp(min=1)
         return pooled.view(num_rows, self.num_slots, hidden_size).to(dtype)
+
+    def _side_by_side(
+        self, x: Tensor, rows: Tensor, rank: Tensor, num_rows: int, places: int
+    ) -> Tensor:
+        """The states (N, E) of each row one after another, (C, places * E), zeros behind them."""
+        num = num_rows * places
+        kept = (rows >= 0) & (rank < places)
+        target = torch.where(kept, rows * places + rank, num)
+        return _sum_into(target, x, num).view(num_rows, places * x.shape[-1])
 
     def _weights(self, target: Tensor, x: Tensor, num: int) -> Tensor:
         """Weights (N,) up to a factor a segment: ones, or exponentials of the query's scores."""

@@ -1,8 +1,8 @@
 """Loading and saving: base models plus what differs from them, in one folder.
 
 The folder holds `config.json`, `model.safetensors` with what differs from the bases (`projector.*`
-always, `encoder.*` and `decoder.*` where they trained), and `adapter/` in peft's own layout where
-there is a LoRA. A full folder holds every weight and the decoder's `generation_config.json`, which
+always, `encoder.*` and `decoder.*` where they trained), and in peft's own layout `adapter/` where the
+decoder has a LoRA and `encoder_adapter/` where the encoder has one. A full folder holds every weight and the decoder's `generation_config.json`, which
 otherwise come from the bases. Loading refuses bases that are not the ones it was trained on, and a
 file that does not hold exactly what differs: transformers itself would leave random weights, with a
 warning.
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model.adapter import add_adapter, load_adapter, save_adapter
 from refrag_lightning.model.base import (
     as_dtype,
@@ -48,7 +49,9 @@ AUTO_OPTIONS = (
     "token",
     "code_revision",
 )
-OURS = ("config.json", "generation_config.json", "adapter")
+ADAPTERS = {"encoder": "encoder_adapter", "decoder": "adapter"}
+"""The folder of each part's LoRA."""
+OURS = ("config.json", "generation_config.json", *ADAPTERS.values())
 
 
 class BaseMismatchError(ValueError):
@@ -74,12 +77,13 @@ class FolderMethods(TrainableParts):
     @classmethod
     def from_encoder_decoder(
         cls,
-        encoder: str,
+        encoder: str | EncoderLayers | Mapping[str, Any],
         decoder: str,
         *,
         compression: int,
         rates: Sequence[int] | None = None,
         pooling: str = "mean",
+        row_order: bool = False,
         context: str = "row",
         chunk_by: str = "encoder",
         num_slots: int = 1,
@@ -87,6 +91,7 @@ class FolderMethods(TrainableParts):
         dtype: torch.dtype | str | None = None,
         decoder_dtype: torch.dtype | str | None = None,
         lora: dict[str, Any] | None = None,
+        encoder_lora: dict[str, Any] | None = None,
         attn_implementation: str | None = None,
         encoder_revision: str | None = None,
         decoder_revision: str | None = None,
@@ -97,11 +102,13 @@ class FolderMethods(TrainableParts):
         projector (and the adapter, with `lora`) requires gradients; see `set_trainable`.
 
         Args:
-            encoder: Hub name or folder of an encoder.
+            encoder: Hub name or folder of an encoder; or the first layers of a causal language
+                model, as `EncoderLayers` or a mapping of its attributes.
             decoder: Hub name or folder of a causal language model.
             compression: Tokens a row.
             rates: Every compression that it shall run at; `compression` alone if None.
             pooling: See `RefragConfig`.
+            row_order: See `RefragConfig`.
             context: See `RefragConfig`.
             chunk_by: See `RefragConfig`.
             num_slots: Vectors a row.
@@ -110,6 +117,7 @@ class FolderMethods(TrainableParts):
                 float32 whatever it is.
             decoder_dtype: Of the decoder, where it differs.
             lora: An adapter on the decoder: any of `r`, `alpha`, `dropout`, `target_modules`.
+            encoder_lora: The same on the encoder.
             attn_implementation: Of both models; transformers' choice if None.
             encoder_revision: Hub branch, tag or commit.
             decoder_revision: Hub branch, tag or commit.
@@ -126,12 +134,14 @@ class FolderMethods(TrainableParts):
             "compression": compression,
             "rates": None if rates is None else list(rates),
             "pooling": pooling,
+            "row_order": row_order,
             "context": context,
             "chunk_by": chunk_by,
             "num_slots": num_slots,
             "projector": projector,
         }
         RefragConfig(**shape)
+        encoder = EncoderLayers.parse(encoder)
         dtype = as_dtype(dtype)
         encoder_model, encoder_source = load_base(
             "encoder",
@@ -153,13 +163,17 @@ class FolderMethods(TrainableParts):
             decoder_config=decoder_model.config,
             encoder_name=encoder_source.name,
             encoder_revision=encoder_source.revision,
+            encoder_layers=encoder.num_layers if isinstance(encoder, EncoderLayers) else None,
             decoder_name=decoder_source.name,
             decoder_revision=decoder_source.revision,
             projector_scale=embedding_rms(decoder_model),
             **shape,
         )
         model: Any = cls(config, encoder=encoder_model, decoder=decoder_model).eval()
-        model.set_trainable(["projector", "decoder"] if lora else ["projector"], lora=lora)
+        adapted = [
+            part for part, its in (("encoder", encoder_lora), ("decoder", lora)) if its is not None
+        ]
+        model.set_trainable(["projector", *adapted], lora=lora, encoder_lora=encoder_lora)
         return model
 
     @classmethod
@@ -243,10 +257,11 @@ class FolderMethods(TrainableParts):
             what=f"the weights in {path}",
         )
         check_head(model.decoder)
-        if config.lora is not None:
-            add_adapter(model.decoder, config.lora)
-            load_adapter(model.decoder, path / "adapter")
-        trained = [*(config.trained or ()), *(["decoder"] if config.lora else [])]
+        trained = list(config.trained or ())
+        for part, lora in config.adapters.items():
+            add_adapter(getattr(model, part), lora)
+            load_adapter(getattr(model, part), path / ADAPTERS[part])
+            trained.append(part)
         model.set_trainable(trained, train_word_embeddings=config.train_word_embeddings)
         return model.eval().to(device) if device is not None else model.eval()
 
@@ -282,13 +297,13 @@ class FolderMethods(TrainableParts):
             write_tensors(
                 saved_tensors(self, full=full), new, dtype=kind, max_shard_size=max_shard_size
             )
-            if config.lora is not None:
+            for part, lora in config.adapters.items():
                 save_adapter(
-                    self.decoder,
-                    new / "adapter",
-                    lora=config.lora,
-                    base_name=config.decoder_name,
-                    base_revision=config.decoder_revision,
+                    getattr(self, part),
+                    new / ADAPTERS[part],
+                    lora=lora,
+                    base_name=getattr(config, f"{part}_name"),
+                    base_revision=getattr(config, f"{part}_revision"),
                     dtype=kind,
                 )
             if full:
@@ -326,10 +341,14 @@ def _base(
     name = override or getattr(config, f"{part}_name")
     if name is None:
         raise ValueError(f"{path} names no base {part}; give {part}=... to from_pretrained")
+    base: str | EncoderLayers = name
+    if part == "encoder" and config.encoder_layers is not None:
+        causal = getattr(config.encoder_config, "is_causal", True)
+        base = EncoderLayers(name, config.encoder_layers, causal)
     wanted = getattr(config, f"{part}_revision")
     try:
         model, source = load_base(
-            part, name, revision=wanted, dtype=dtype, attn_implementation=attn_implementation
+            part, base, revision=wanted, dtype=dtype, attn_implementation=attn_implementation
         )
     except OSError as error:
         raise OSError(

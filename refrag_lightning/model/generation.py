@@ -78,7 +78,7 @@ class Generation(nn.Module):
         }
         if row_states is not None:
             batch["row_states"] = row_states
-        if segment_ids is not None:
+        if segment_ids is not None or options.pop("branch_ids", None) is not None:
             raise ValueError("a packed batch cannot be continued; generate from texts on their own")
         return self.continued(batch, options)
 

@@ -38,6 +38,11 @@ class PlainRecord:
     train_word_embeddings: bool = False
     lora: dict[str, Any] | None = None
 
+    @property
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """The settings of each part's LoRA, by part."""
+        return {} if self.lora is None else {"decoder": self.lora}
+
 
 class PlainModel(TrainableParts, Generation, DecoderReading):
     """A causal language model, called with the tensors of a `RefragBatch` without slots.
@@ -140,6 +145,7 @@ class PlainModel(TrainableParts, Generation, DecoderReading):
         position_ids: Tensor,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **others: Tensor,
     ) -> CausalLMOutput:
@@ -151,6 +157,7 @@ class PlainModel(TrainableParts, Generation, DecoderReading):
             position_ids: (B, S).
             labels: (B, S), -100 where no loss is taken.
             segment_ids: (B, S); given exactly when texts are packed.
+            branch_ids: (B, S); given exactly when texts share what they begin with.
             logits_to_keep: As in `RefragModel.forward`.
             others: The encoder's tensors, which must be empty.
 
@@ -168,6 +175,8 @@ class PlainModel(TrainableParts, Generation, DecoderReading):
         }
         if segment_ids is not None:
             batch["segment_ids"] = segment_ids
+        if branch_ids is not None:
+            batch["branch_ids"] = branch_ids
         return self.read(batch, labels=labels, logits_to_keep=logits_to_keep)
 
     @torch.no_grad()
@@ -208,7 +217,7 @@ class PlainModel(TrainableParts, Generation, DecoderReading):
         Raises:
             ValueError: The batch has slots or is packed, or assisted decoding is asked for.
         """
-        if segment_ids is not None:
+        if segment_ids is not None or options.pop("branch_ids", None) is not None:
             raise ValueError("a packed batch cannot be continued; generate from texts on their own")
         named = {
             "input_ids": input_ids,

@@ -71,6 +71,19 @@ class DecoderReading(nn.Module):
         mask, position_ids = batch["attention_mask"], batch["position_ids"]
         embeds = self.embed(batch) if inputs_embeds is None else inputs_embeds
         inputs: dict[str, Any] = {"inputs_embeds": embeds, "use_cache": False}
+        if "branch_ids" in batch:
+            self._check_branches(mask)
+            inputs["position_ids"] = position_ids
+            inputs["attention_mask"] = branch_mask(
+                mask,
+                batch["branch_ids"],
+                batch.get("segment_ids"),
+                # Eager attention adds the mask; the others take it as it is.
+                dtype=embeds.dtype
+                if self.decoder.config.get_text_config()._attn_implementation == "eager"
+                else None,
+            )
+            return inputs
         if "segment_ids" in batch:
             # transformers tells packed texts apart by positions that start anew, and only without
             # a 2-D mask. Padding positions all get 0: each is a segment of its own, so that no
@@ -83,6 +96,23 @@ class DecoderReading(nn.Module):
             inputs["position_ids"] = position_ids
         return inputs
 
+    def _check_branches(self, mask: Tensor) -> None:
+        config = self.decoder.config.get_text_config()
+        name, attention = type(self.decoder).__name__, config._attn_implementation or ""
+        if not takes_position_ids(self.decoder) or attention not in ("eager", "sdpa"):
+            raise ValueError(
+                f"{name} with {attention!r} attention cannot read texts that share what they begin "
+                "with: it needs position_ids and a mask of its own (attn_implementation 'sdpa' or "
+                "'eager'); or let each text stand alone"
+            )
+        window = getattr(config, "sliding_window", None)
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        if slides and window is not None and mask.shape[1] > window:
+            raise ValueError(
+                f"{name} looks back {window} positions in some layers, so texts that share what "
+                f"they begin with may have so many positions together, not {mask.shape[1]}"
+            )
+
     def _check_packing(self, mask: Tensor) -> None:
         name = type(self.decoder).__name__
         if not takes_position_ids(self.decoder):
@@ -92,3 +122,38 @@ class DecoderReading(nn.Module):
                 f"flash attention tells packed texts apart in a batch of 1 only, not of "
                 f"{mask.shape[0]}; use attn_implementation='sdpa'"
             )
+
+
+def branch_mask(
+    attention_mask: Tensor,
+    branch_ids: Tensor,
+    segment_ids: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Who sees whom where texts share a beginning: a text sees what is shared and itself.
+
+    Args:
+        attention_mask: (B, S), 1 at real positions.
+        branch_ids: (B, S), the text of each position, -1 where it is shared.
+        segment_ids: (B, S), where several such stand on a line: which.
+        dtype: What attention adds to its scores: 0 or the least number; None gives booleans.
+
+    Returns:
+        (B, 1, S, S), True (or 0) where a position (the third dimension) sees another. Padding sees
+        itself alone.
+    """
+    real_BS = attention_mask.bool()
+    positions = torch.arange(real_BS.shape[1], device=real_BS.device)
+    sees_BSS = (positions[:, None] >= positions) & real_BS[:, :, None] & real_BS[:, None, :]
+    own_BSS = branch_ids[:, :, None] == branch_ids[:, None, :]
+    sees_BSS &= own_BSS | (branch_ids < 0)[:, None, :]
+    if segment_ids is not None:
+        sees_BSS &= segment_ids[:, :, None] == segment_ids[:, None, :]
+    sees_BSS |= positions[:, None] == positions
+    if dtype is None:
+        return sees_BSS[:, None]
+    least = torch.finfo(dtype).min
+    return torch.zeros(sees_BSS.shape, dtype=dtype, device=sees_BSS.device).masked_fill(
+        ~sees_BSS, least
+    )[:, None]

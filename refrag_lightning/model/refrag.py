@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from refrag_lightning.model.base import build_decoder, build_encoder
+from refrag_lightning.model.base import build_decoder, build_encoder, share_weights
 from refrag_lightning.model.config import RefragConfig
 from refrag_lightning.model.decoder import embedding_slices, vocabulary_size, word_embeddings
 from refrag_lightning.model.encoder import Pooling, run_encoder
@@ -73,6 +73,8 @@ class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config) if encoder is None else encoder
         self.decoder = build_decoder(config.decoder_config) if decoder is None else decoder
+        if config.shares_weights:
+            share_weights(self.encoder, self.decoder)
         config.encoder_config = self.encoder.config
         config.decoder_config = self.decoder.config
         self.pool = Pooling(
@@ -80,6 +82,7 @@ class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  
             hidden_size=config.encoder_hidden_size,
             compression=config.largest_row,
             num_slots=config.num_slots,
+            order=config.row_order,
         )
         self.projector = Projector(
             input_size=config.row_size,
@@ -215,6 +218,7 @@ class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  
         row_states: Tensor | None = None,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
     ) -> CausalLMOutput:
         """Runs the batch; the arguments are the batch's keys (see `text/batch.py`).
@@ -232,6 +236,7 @@ class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  
             labels: (B, S), -100 where no loss is taken.
             segment_ids: (B, S); given exactly when texts are packed, that is, when
                 `position_ids` start anew inside a line of the batch.
+            branch_ids: (B, S); given exactly when texts share what they begin with.
             logits_to_keep: Only the last positions' logits, or those at these indices; 0 for all.
                 Without `labels` only.
 
@@ -244,7 +249,7 @@ class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  
         arguments = dict(locals())
         batch = {
             key: arguments[key]
-            for key in (*BATCH_KEYS, "row_states", "segment_ids")
+            for key in (*BATCH_KEYS, "row_states", "segment_ids", "branch_ids")
             if arguments[key] is not None
         }
         return self.read(batch, labels=labels, logits_to_keep=logits_to_keep)

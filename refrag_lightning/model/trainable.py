@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from refrag_lightning.model.adapter import add_adapter, base_key, is_adapter_key
+from refrag_lightning.model.base import separate_weights
 from refrag_lightning.model.config import PARTS, complete_lora
 
 # The pooling's learned query trains and is saved with the projector.
@@ -34,6 +35,11 @@ class TrainingRecord(Protocol):
     train_word_embeddings: bool
     lora: dict[str, Any] | None
 
+    @property
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """The settings of each part's LoRA, by part."""
+        raise NotImplementedError
+
 
 class TrainableParts(nn.Module):
     """The methods of `RefragModel` and `PlainModel` that say what trains."""
@@ -56,6 +62,7 @@ class TrainableParts(nn.Module):
         parts: Iterable[str],
         *,
         lora: dict[str, Any] | None = None,
+        encoder_lora: dict[str, Any] | None = None,
         train_word_embeddings: bool = False,
     ) -> None:
         """Chooses what requires gradients; everything else is frozen.
@@ -66,6 +73,7 @@ class TrainableParts(nn.Module):
             parts: Any of `projector`, `encoder`, `decoder` that the model has.
             lora: Adds an adapter to the decoder: any of `r`, `alpha`, `dropout`,
                 `target_modules`. Once the decoder has one, `decoder` trains the adapter alone.
+            encoder_lora: The same for the encoder.
             train_word_embeddings: Whether the word embeddings of the parts (and a head tied to
                 them) train as well.
 
@@ -76,38 +84,52 @@ class TrainableParts(nn.Module):
         record = self.record
         if unknown := sorted(set(parts).difference(self.part_names)):
             raise ValueError(f"parts ({unknown}) must be among {list(self.part_names)}")
-        if lora is not None:
-            self._add_adapter(parts, complete_lora(lora))
+        self._separate(parts, {"encoder": encoder_lora, "decoder": lora})
+        for part, setting, wanted in (
+            ("encoder", "encoder_lora", encoder_lora),
+            ("decoder", "lora", lora),
+        ):
+            if wanted is not None:
+                self._add_adapter(part, setting, parts, complete_lora(wanted))
 
-        adapter_only = record.lora is not None
+        adapted = set(record.adapters)
         frozen = set() if train_word_embeddings else _word_embeddings(self)
         for name, parameter in self.named_parameters():
             part = part_of(name)
             trains = part in parts and id(parameter) not in frozen
-            if part == "decoder" and adapter_only:
+            if part in adapted:
                 trains = part in parts and is_adapter_key(name)
             # A pooler that could not be left out is never read, so it gets no gradient.
             if part == "encoder" and ".pooler." in name:
                 trains = False
             parameter.requires_grad_(trains)
 
-        changed = {part for part in parts if not (part == "decoder" and adapter_only)}
+        changed = set(parts) - adapted
         record.trained = [part for part in PARTS if part in changed.union(record.trained or ())]
         if train_word_embeddings and changed.difference({"projector"}):
             record.train_word_embeddings = True
         self.train(self.training)
 
-    def _add_adapter(self, parts: list[str], lora: dict[str, Any]) -> None:
-        if "decoder" not in parts:
-            raise ValueError(f"lora was given, but parts ({parts}) leave out the decoder")
-        if self.record.lora is None:
-            add_adapter(self.decoder, lora)
-            self.record.lora = lora
-        elif self.record.lora != lora:
+    def _add_adapter(
+        self, part: str, setting: str, parts: list[str], lora: dict[str, Any]
+    ) -> None:
+        if part not in parts:
+            raise ValueError(f"{setting} was given, but parts ({parts}) leave out the {part}")
+        present = self.record.adapters.get(part)
+        if present is None:
+            add_adapter(getattr(self, part), lora)
+            setattr(self.record, setting, lora)
+        elif present != lora:
             raise ValueError(
-                f"the decoder has an adapter ({self.record.lora}) other than the one asked for "
-                f"({lora})"
+                f"the {part} has an adapter ({present}) other than the one asked for ({lora})"
             )
+
+    def _separate(self, parts: list[str], loras: Mapping[str, dict[str, Any] | None]) -> None:
+        """Takes shared weights apart where the base of the encoder or the decoder is to move."""
+        adapted = {part for part, lora in loras.items() if lora is not None}
+        moved = {"encoder", "decoder"}.intersection(parts) - adapted - set(self.record.adapters)
+        if moved and len(self.base_models) == 2:
+            separate_weights(*self.base_models)
 
     def parts(self, name: str) -> list[nn.Parameter]:
         """The parameters of `projector`, `encoder` or `decoder` that require gradients."""

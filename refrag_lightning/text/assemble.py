@@ -87,6 +87,7 @@ class Assembler:
         row_states: torch.Tensor | None = None,
         row_states_mask: torch.Tensor | None = None,
         line_length: int | None = None,
+        shared: Sequence[tuple[Sequence[int], int]] | None = None,
     ) -> RefragBatch:
         """Builds a batch; it has labels where a text has a trained piece.
 
@@ -97,6 +98,8 @@ class Assembler:
             row_states: (C, m, E) states given from outside.
             row_states_mask: (C,) which rows they are given for; all by default.
             line_length: Packs the texts into lines of at most so many positions.
+            shared: Which texts begin with the same pieces, and with how many; each text once. By
+                default each stands alone.
 
         Raises:
             ValueError: If `row_states` or its mask does not have C rows.
@@ -107,25 +110,34 @@ class Assembler:
 
         wanted = np.zeros(rows.num_unique, dtype=bool)
         sequences: list[Positions] = []
-        traces = []
-        for pieces in texts:
+
+        def add(sequence: Positions, piece: Piece) -> None:
+            if isinstance(piece, np.ndarray):
+                sequence.add(piece)
+                return
+            if isinstance(piece, TrainedPiece):
+                sequence.add(piece.ids, labels=piece.ids)
+                return
+            unique = rows.unique[rows.of_document(piece.index)]
+            wanted[unique[~piece.expanded]] = True
+            counts = num_slots_of_row[rows.of_document(piece.index)] * ~piece.expanded
+            ids, slots = self._interleave(piece, unique, counts)
+            sequence.add(ids, slots=slots)
+
+        for group, num_shared in shared or [([number], 0) for number in range(len(texts))]:
             sequence = Positions()
-            placed: list[DocumentPiece] = []
-            for piece in pieces:
-                if isinstance(piece, np.ndarray):
-                    sequence.add(piece)
-                    continue
-                if isinstance(piece, TrainedPiece):
-                    sequence.add(piece.ids, labels=piece.ids)
-                    continue
-                placed.append(piece)
-                unique = rows.unique[rows.of_document(piece.index)]
-                wanted[unique[~piece.expanded]] = True
-                counts = num_slots_of_row[rows.of_document(piece.index)] * ~piece.expanded
-                ids, slots = self._interleave(piece, unique, counts)
-                sequence.add(ids, slots=slots)
+            for piece in texts[group[0]][:num_shared]:
+                add(sequence, piece)
+            for number in group:
+                if shared is not None:
+                    sequence.branch(number)
+                for piece in texts[number][num_shared:]:
+                    add(sequence, piece)
             sequences.append(sequence)
-            traces.append(_trace(placed, rows, documents))
+        traces = [
+            _trace([p for p in pieces if isinstance(p, DocumentPiece)], rows, documents)
+            for pieces in texts
+        ]
 
         data = lay_out(
             sequences,

@@ -12,11 +12,17 @@ m slots a row.
 | `slot_ids` | (B, S) | which of the C * m projected vectors stands here (row * m + j), or -1 |
 | `labels` | (B, S) | optional; a token's label stands at its own position, -100 elsewhere |
 | `segment_ids` | (B, S) | only where texts are packed: which text, or -1 at padding |
+| `branch_ids` | (B, S) | only where texts share what they begin with: the text that a position \
+belongs to alone, or -1 (shared, padding) |
 | `encoder_input_ids` | (R, T) | encoder tokens with the encoder's special tokens |
 | `encoder_attention_mask` | (R, T) | 1 at real encoder tokens |
 | `encoder_row_ids` | (R, T) | the row that a token pools into, or -1 (special tokens, padding) |
 | `row_states_mask` | (C,) | True where `row_states` holds a row's states; its length is C |
 | `row_states` | (C, m, E) | optional; states given from outside, before the projector |
+
+Where texts share a beginning (several questions behind one context), it stands once, and each text
+goes on behind it as if it were alone: `position_ids` count on from it, a text sees the beginning and
+itself.
 
 Where texts are packed, B counts lines that hold several texts each, in any order; `segment_ids`
 say which. A text's first token has no label, since nothing stands before it that could predict it.

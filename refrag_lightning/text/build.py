@@ -65,6 +65,7 @@ class BatchBuilding:
         padding_side: PaddingSide | None = None,
         line_length: int | None = None,
         text_only: bool = False,
+        groups: Sequence[int] | None = None,
     ) -> RefragBatch:
         """Builds a batch from each text's segments; both ways of calling end here.
 
@@ -82,6 +83,9 @@ class BatchBuilding:
                 longer makes all lines of the batch as long as itself.
             text_only: Every document stands as its text, and none is cut into rows: what `expand`
                 as `all` gives, without the encoder's tokenizer.
+            groups: For each text a number; texts of the same number share the segments that they
+                all begin with, up to the first that is trained. The shared documents are expanded
+                as the first text's are. `branch_ids` say which position belongs to which text.
 
         Raises:
             ValueError: As in `__call__`; or there is no encoder and a row is not expanded.
@@ -104,6 +108,11 @@ class BatchBuilding:
             raise ValueError(
                 "without an encoder documents are read as text only: give expand='all'"
             )
+        shared = None if groups is None else shared_beginnings(segments, groups)
+        for group, num_shared in shared or ():
+            count = sum(s.document is not None for s in segments[group[0]][:num_shared])
+            for number in group[1:]:
+                expanded[number][:count] = expanded[group[0]][:count]
         plain = self._tokenize(segments, expanded)
         none = np.zeros(0, dtype=np.int64)
         texts: list[list[Piece]] = []
@@ -129,6 +138,13 @@ class BatchBuilding:
                     )
                 )
             texts.append(pieces)
+        if shared is not None:
+            # A text's pieces are its segments, and where no template opens it the opening ids.
+            extra = [len(texts[g[0]]) - len(segments[g[0]]) for g, _ in shared]
+            shared = [
+                (group, num_shared + more)
+                for (group, num_shared), more in zip(shared, extra, strict=True)
+            ]
         return self.assembler(
             texts,
             documents,
@@ -136,6 +152,7 @@ class BatchBuilding:
             row_states=row_states,
             row_states_mask=row_states_mask,
             line_length=line_length,
+            shared=shared,
         )
 
     def pack(self, texts: Sequence[str]) -> list[PackedDocument]:
@@ -193,3 +210,35 @@ class BatchBuilding:
                 wanted[is_template], tokenizer(list(wanted[is_template])), strict=True
             )
         }
+
+
+def shared_beginnings(
+    segments: Sequence[Sequence[Segment]], groups: Sequence[int]
+) -> list[tuple[list[int], int]] | None:
+    """Which texts stand together, and how many segments they share at their beginning.
+
+    Args:
+        segments: The segments of each text.
+        groups: For each text a number; only texts of the same number may share.
+
+    Returns:
+        The texts of each beginning and how many segments it has, each text once; None where no two
+        texts share anything.
+    """
+    members: dict[int, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    shared: list[tuple[list[int], int]] = []
+    for texts in members.values():
+        length = 0
+        for column in zip(*(segments[number] for number in texts), strict=False):
+            if column[0].train or any(segment != column[0] for segment in column[1:]):
+                break
+            length += 1
+        # A target is predicted from the position before it: that has to be the text's own too.
+        while length and any(
+            len(segments[n]) == length or segments[n][length].train for n in texts
+        ):
+            length -= 1
+        shared += [(texts, length)] if length else [([number], 0) for number in texts]
+    return shared if any(len(texts) > 1 for texts, _ in shared) else None

@@ -18,11 +18,16 @@ IGNORED = -100
 class Positions:
     """What one text is at the decoder's side, collected piece by piece.
 
+    Several texts may share what they begin with: `branch` starts each of them behind it.
+
     Attributes:
         ids: Decoder tokens of each piece, (N,); the padding id at slots.
         slots: Slot of each position, or -1.
         labels: Label of each position, or -100.
         length: Positions so far.
+        places: Position id of each position: 0 at the first, and behind a shared beginning at the
+            first of each branch the same again.
+        branches: The text of each position; -1 where several share it.
         is_trained: Whether a piece had labels.
     """
 
@@ -30,8 +35,23 @@ class Positions:
         self.ids: list[np.ndarray] = []
         self.slots: list[np.ndarray] = []
         self.labels: list[np.ndarray] = []
+        self.places: list[np.ndarray] = []
+        self.branches: list[np.ndarray] = []
         self.length = 0
         self.is_trained = False
+        self._shared = 0
+        self._place = 0
+        self._branch = -1
+
+    def branch(self, text: int) -> None:
+        """Begins a text behind what was added before the first branch.
+
+        Args:
+            text: Its number in the batch.
+        """
+        if self._branch < 0:
+            self._shared = self.length
+        self._branch, self._place = text, self._shared
 
     def add(
         self, ids: np.ndarray, *, slots: np.ndarray | None = None, labels: np.ndarray | None = None
@@ -40,6 +60,9 @@ class Positions:
         self.ids.append(ids)
         self.slots.append(np.full(len(ids), -1) if slots is None else slots)
         self.labels.append(np.full(len(ids), IGNORED) if labels is None else labels)
+        self.places.append(self._place + np.arange(len(ids)))
+        self.branches.append(np.full(len(ids), self._branch))
+        self._place += len(ids)
         self.length += len(ids)
         self.is_trained |= labels is not None
 
@@ -99,7 +122,7 @@ def lay_out(
     """Puts texts on the lines of a batch and pads.
 
     Args:
-        texts: The texts.
+        texts: The texts, those that share a beginning as one.
         padding_side: Where shorter lines are padded.
         padding_id: The decoder's padding token.
         line_length: Packs the texts into lines of at most so many positions, or as many as the
@@ -107,7 +130,7 @@ def lay_out(
 
     Returns:
         The decoder's side of a `RefragBatch`: `labels` where a text has some, `segment_ids` where
-        texts are packed.
+        texts are packed, `branch_ids` where some share a beginning.
 
     Raises:
         ValueError: If `line_length` is less than 1.
@@ -132,18 +155,22 @@ def lay_out(
         values_BS.reshape(-1)[flat_N] = values_N
         return torch.from_numpy(values_BS)
 
+    position_N = _joined(text.places for text in texts)
     data = {
         "input_ids": laid_out(_joined(text.ids for text in texts), padding_id),
         "attention_mask": laid_out(1, 0),
-        "position_ids": laid_out(place_N, 0),
+        "position_ids": laid_out(position_N, 0),
         "slot_ids": laid_out(_joined(text.slots for text in texts), -1),
     }
     if any(text.is_trained for text in texts):
         labels_N = _joined(text.labels for text in texts)
         # Nothing of the same text stands before its first token, so nothing predicts it.
-        data["labels"] = laid_out(np.where(place_N > 0, labels_N, IGNORED), IGNORED)
+        data["labels"] = laid_out(np.where(position_N > 0, labels_N, IGNORED), IGNORED)
     if line_length is not None:
         data["segment_ids"] = laid_out(text_N, -1)
+    branches_N = _joined(text.branches for text in texts)
+    if (branches_N >= 0).any():
+        data["branch_ids"] = laid_out(branches_N, -1)
     return data
 
 

@@ -1,17 +1,19 @@
 """What a `RefragTokenizer` is on disk: two tokenizers and a file of settings.
 
-With an encoder: `encoder_tokenizer/`, `decoder_tokenizer/` and `refrag_tokenizer.json`. Without one
-the decoder's tokenizer lies in the folder itself, as in every Hugging Face folder.
+With an encoder: `encoder_tokenizer/`, `decoder_tokenizer/` and `refrag_tokenizer.json`. An encoder
+made of the decoder's layers has no tokenizer of its own, and no folder. Without an encoder the
+decoder's tokenizer lies in the folder itself, as in every Hugging Face folder.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refrag_lightning.hub import resolve
+from refrag_lightning.hub import EncoderLayers, encoder_name, resolve
 from refrag_lightning.text.limits import num_positions
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ def write(
             shutil.rmtree(folder / part, ignore_errors=True)
         decoder.save_pretrained(folder)
     else:
-        encoder.save_pretrained(folder / _ENCODER)
+        if encoder is decoder:
+            shutil.rmtree(folder / _ENCODER, ignore_errors=True)
+        else:
+            encoder.save_pretrained(folder / _ENCODER)
         decoder.save_pretrained(folder / _DECODER)
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
@@ -53,19 +58,21 @@ def read(
         found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{str(folder)!r} is no model folder: {found}")
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    if not (folder / _ENCODER).is_dir():
+    if not (folder / _DECODER).is_dir():
         return None, AutoTokenizer.from_pretrained(folder), settings
-    encoder = AutoTokenizer.from_pretrained(folder / _ENCODER)
-    return encoder, AutoTokenizer.from_pretrained(folder / _DECODER), settings
+    decoder = AutoTokenizer.from_pretrained(folder / _DECODER)
+    if not (folder / _ENCODER).is_dir():
+        return decoder, decoder, settings
+    return AutoTokenizer.from_pretrained(folder / _ENCODER), decoder, settings
 
 
 def by_name(
-    encoder: str | None, decoder: str
+    encoder: str | EncoderLayers | Mapping[str, Any] | None, decoder: str
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase, int | None]:
     """Loads both tokenizers by Hugging Face name or folder.
 
     Returns:
-        The encoder's tokenizer, the decoder's, and the most tokens that the encoder reads at once,
+        The encoder's tokenizer (the decoder's, where it is made of its layers), the decoder's, and the most tokens that the encoder reads at once,
         special tokens counted; None twice where there is no encoder.
 
     Raises:
@@ -76,7 +83,10 @@ def by_name(
     decoder_tokenizer = AutoTokenizer.from_pretrained(resolve(decoder, weights=False).path)
     if encoder is None:
         return None, decoder_tokenizer, None
-    path = resolve(encoder, weights=False).path
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    encoder = EncoderLayers.parse(encoder)
+    path = resolve(encoder_name(encoder), weights=False).path
+    tokenizer = decoder_tokenizer
+    if not (isinstance(encoder, EncoderLayers) and encoder.layers_of == decoder):
+        tokenizer = AutoTokenizer.from_pretrained(path)
     positions = num_positions(AutoConfig.from_pretrained(path))
     return tokenizer, decoder_tokenizer, min(positions, tokenizer.model_max_length)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.text import saving
 from refrag_lightning.text.assemble import Assembler, Context
 from refrag_lightning.text.batch import RefragBatch
@@ -36,8 +37,9 @@ class RefragTokenizer(BatchBuilding):
     """Turns prompts into batches: text to decoder tokens, documents to rows of encoder tokens.
 
     Args:
-        encoder: The encoder's tokenizer. None where documents are only ever read as text: each is
-            one row then, and every row must be expanded.
+        encoder: The encoder's tokenizer; the decoder's, the same object, where the encoder is made
+            of its layers. None where documents are only ever read as text: each is one row then,
+            and every row must be expanded.
         decoder: The decoder's tokenizer.
         compression: Tokens a row.
         rates: Every compression that `at` may be asked for, this one among them; it alone by
@@ -94,7 +96,11 @@ class RefragTokenizer(BatchBuilding):
         prefix, suffix, max_tokens = (), (), _NO_LIMIT  # type: tuple[int, ...], tuple[int, ...], int
         if encoder is not None:
             self.max_encoder_length = max_encoder_length or encoder.model_max_length
-            self._plain_encoder = PlainTokenizer(encoder, leading_space=True)
+            # A row of the decoder's own tokens has the ids that the decoder would read.
+            shared = encoder is decoder
+            self._plain_encoder = (
+                self.plain_decoder if shared else PlainTokenizer(encoder, leading_space=True)
+            )
             prefix, suffix = special_tokens(encoder)
             max_tokens = self.max_encoder_length - len(prefix) - len(suffix)
         if self.rates[-1] > max_tokens:
@@ -119,14 +125,22 @@ class RefragTokenizer(BatchBuilding):
 
     @classmethod
     def from_encoder_decoder(
-        cls, encoder: str | None, decoder: str, *, compression: int, **settings: Any
+        cls,
+        encoder: str | EncoderLayers | Mapping[str, Any] | None,
+        decoder: str,
+        *,
+        compression: int,
+        chat_template: str | None = None,
+        **settings: Any,
     ) -> RefragTokenizer:
         """Loads both tokenizers by Hugging Face name or folder.
 
         Args:
-            encoder: The encoder's name or folder, or None; see the class.
+            encoder: The encoder's name or folder, or the layers of a causal language model (see
+                `EncoderLayers`), or None; see the class.
             decoder: The decoder's name or folder.
             compression: Tokens a row.
+            chat_template: In place of the decoder's own; Jinja.
             **settings: The constructor's other settings.
 
         Raises:
@@ -135,6 +149,8 @@ class RefragTokenizer(BatchBuilding):
         encoder_tokenizer, decoder_tokenizer, max_length = saving.by_name(encoder, decoder)
         if settings.get("max_encoder_length") is None:
             settings["max_encoder_length"] = max_length
+        if chat_template is not None:
+            decoder_tokenizer.chat_template = chat_template
         return cls(encoder_tokenizer, decoder_tokenizer, compression=compression, **settings)
 
     def at(self, compression: int) -> RefragTokenizer:
@@ -261,11 +277,14 @@ class RefragTokenizer(BatchBuilding):
         saving.write(Path(folder), self.encoder, self.decoder, self.settings)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **overrides: Any) -> RefragTokenizer:
+    def from_pretrained(
+        cls, folder: str | Path, *, chat_template: str | None = None, **overrides: Any
+    ) -> RefragTokenizer:
         """Loads what `save_pretrained` wrote.
 
         Args:
             folder: The folder.
+            chat_template: In place of the saved one; Jinja.
             **overrides: Settings that take the place of the saved ones. A `compression` that is
                 none of the saved rates stands alone, unless `rates` are given too.
 
@@ -275,6 +294,8 @@ class RefragTokenizer(BatchBuilding):
         encoder, decoder, settings = saving.read(Path(folder))
         if overrides.get("compression") not in (None, *(settings.get("rates") or ())):
             settings["rates"] = None
+        if chat_template is not None:
+            decoder.chat_template = chat_template
         return cls(encoder, decoder, **{**settings, **overrides})
 
     @property

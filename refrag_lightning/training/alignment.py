@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refrag_lightning.data.alignment_batch import AlignmentBatch, NoSpansError
+from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import without_adapter
 from refrag_lightning.model.decoder import embedding_slices, word_embeddings
@@ -41,7 +42,7 @@ _NEAREST_SPANS = 128
 class AlignmentModule(ReaderModule):
     """Aligns projected encoder states with decoder embeddings.
 
-    Args:
+        encoder: Name, folder or layers of an encoder (see `ReaderModule`).
         encoder: Name or folder of an encoder.
         decoder: Name or folder of a causal language model.
         mse_weight: Weight of the MSE between span means.
@@ -59,7 +60,7 @@ class AlignmentModule(ReaderModule):
 
     def __init__(
         self,
-        encoder: str = "sentence-transformers/all-MiniLM-L6-v2",
+        encoder: str | EncoderLayers = "sentence-transformers/all-MiniLM-L6-v2",
         decoder: str = "HuggingFaceTB/SmolLM2-135M-Instruct",
         *,
         mse_weight: float = 1.0,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from refrag_lightning.data.examples import TextBatch
 from refrag_lightning.evaluation.metrics import AnswerScores
+from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import is_adapter_key, without_adapter
 from refrag_lightning.model.generation import stop_ids
@@ -34,7 +35,7 @@ class LanguageModule(ReaderModule):
     """Trains a reader on the targets of texts; see `PretrainModule` and `SFTModule`.
 
     Args:
-        encoder: Name or folder of an encoder; null for the decoder alone, where that is possible.
+        encoder: Name, folder or layers of an encoder (see `ReaderModule`); null for the decoder alone, where that is possible.
         decoder: Name or folder of a causal language model.
         ce_weight: Weight of the cross-entropy.
         kl_weight: Weight of KL(teacher || student), where there is a teacher.
@@ -54,7 +55,7 @@ class LanguageModule(ReaderModule):
 
     def __init__(
         self,
-        encoder: str | None = "sentence-transformers/all-MiniLM-L6-v2",
+        encoder: str | EncoderLayers | None = "sentence-transformers/all-MiniLM-L6-v2",
         decoder: str = "HuggingFaceTB/SmolLM2-135M-Instruct",
         *,
         ce_weight: float = 1.0,

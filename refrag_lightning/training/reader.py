@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import is_adapter_key
 from refrag_lightning.model.base import as_dtype
@@ -28,11 +29,14 @@ class ReaderModule(RefragLightningModule):
     """Base of the modules that train a `RefragModel`, or the causal language model alone.
 
     Args:
-        encoder: Name or folder of an encoder; null for the decoder alone, where that is possible.
+        encoder: Name or folder of an encoder; `{layers_of: NAME, num_layers: 8, causal: true}` for
+            the first layers of a causal language model, such as the decoder; null for the decoder
+            alone, where that is possible.
         decoder: Name or folder of a causal language model.
         compression: Tokens a row; or a list of all rates that the model runs at, the first being
             the default one. If None, 8, or those of `init_from`.
         pooling: How a row's states become one vector a slot: mean, cls, last, attention, concat.
+        row_order: Adds to the mean a linear map of each state for its place in its row.
         context: Whether the encoder reads a row alone or a window of its document.
         chunk_by: What a row counts: encoder tokens, decoder tokens, or one sentence.
         num_slots: Vectors a row.
@@ -43,9 +47,10 @@ class ReaderModule(RefragLightningModule):
             alignment, projector and encoder for pre-training, all three for fine-tuning; the
             decoder where there is no encoder.
         lora: Adapter on the decoder (r, alpha, dropout, target_modules).
+        encoder_lora: Adapter on the encoder.
         train_word_embeddings: Whether the word embeddings of what trains move too.
         tokenizer_options: Further settings of `RefragTokenizer`: header, footer,
-            max_encoder_length, max_sentence.
+            max_encoder_length, max_sentence, chat_template.
         decoder_dtype: Weights of a frozen decoder, such as bfloat16; float32 if None. An adapter's
             own weights are float32 in any case.
         attn_implementation: Of the decoder, as transformers takes it; its own choice if None. On a
@@ -70,11 +75,12 @@ class ReaderModule(RefragLightningModule):
 
     def __init__(
         self,
-        encoder: str | None = "sentence-transformers/all-MiniLM-L6-v2",
+        encoder: str | EncoderLayers | None = "sentence-transformers/all-MiniLM-L6-v2",
         decoder: str = "HuggingFaceTB/SmolLM2-135M-Instruct",
         *,
         compression: int | list[int] | None = None,
         pooling: Literal["mean", "cls", "last", "attention", "concat"] = "mean",
+        row_order: bool = False,
         context: Literal["row", "document"] = "row",
         chunk_by: Literal["encoder", "decoder", "sentence"] = "encoder",
         num_slots: int = 1,
@@ -82,6 +88,7 @@ class ReaderModule(RefragLightningModule):
         init_from: str | None = None,
         train: list[Literal["projector", "encoder", "decoder"]] | None = None,
         lora: dict[str, Any] | None = None,
+        encoder_lora: dict[str, Any] | None = None,
         train_word_embeddings: bool = False,
         tokenizer_options: dict[str, Any] | None = None,
         decoder_dtype: str | None = None,
@@ -99,7 +106,7 @@ class ReaderModule(RefragLightningModule):
                 f"decoder_dtype ({decoder_dtype}) overflows where vectors are handed to the "
                 "decoder; use bfloat16"
             )
-        self.names = (encoder, decoder)
+        self.names = (None if encoder is None else EncoderLayers.parse(encoder), decoder)
         self.folder = None if init_from is None else model_folder(init_from)
         self.plain = encoder is None if self.folder is None else not is_refrag(self.folder)
         if self.plain and not self.takes_plain:
@@ -115,13 +122,14 @@ class ReaderModule(RefragLightningModule):
             "chunk_by": chunk_by,
             "num_slots": num_slots,
         }
-        self.build: dict[str, Any] = {"pooling": pooling, "projector": projector}
+        self.build: dict[str, Any] = {"pooling": pooling, "row_order": row_order, "projector": projector}
         self.decoder_dtype = decoder_dtype
         self.attn_implementation = attn_implementation
         usual = ["decoder"] if self.plain else list(self.usually_trains)
         self.trained: dict[str, Any] = {
             "parts": usual if train is None else train,
             "lora": lora,
+            **({} if encoder_lora is None else {"encoder_lora": encoder_lora}),
             "train_word_embeddings": train_word_embeddings,
         }
         self.activation_checkpointing = activation_checkpointing

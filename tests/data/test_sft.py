@@ -181,7 +181,8 @@ def test_lengths_are_those_of_the_batches_and_cached(tokenizer, questions, chats
     mixture = data.training_data()
     assert len(mixture) == len(mixture.lengths) == 12 + 2 * 8
     for place in (0, 11, 12, 19, 27):
-        example = data.example(mixture[place], mixture[place].passages)
+        (conversation,) = mixture[place]
+        example = data.example(conversation, conversation.passages)
         batch = tokenizer.build([example.segments])
         assert mixture.lengths[place] == batch["attention_mask"].sum()
     data.example = None  # measuring again would need it
@@ -197,11 +198,11 @@ def test_lengths_are_those_of_the_batches_and_cached(tokenizer, questions, chats
 def test_conversations_that_are_too_long_are_left_out(tokenizer, chats):
     lengths = SFTDataModule(chats, tokens_per_batch=99, tokenizer=tokenizer).training_data().lengths
     data = SFTDataModule(chats, max_length=int(lengths[4]), tokenizer=tokenizer)
-    with pytest.warns(UserWarning, match="3 of 8 training conversations take more than max_length"):
+    with pytest.warns(UserWarning, match="3 of 8 training contexts take more than max_length"):
         mixture = data.training_data()
-    assert [mixture[n].id for n in range(len(mixture))] == ["c0", "c1", "c2", "c3", "c4"]
+    assert [mixture[n][0].id for n in range(len(mixture))] == ["c0", "c1", "c2", "c3", "c4"]
     data = SFTDataModule(chats, max_length=3, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"max_length \(3\) is less than every conversation"):
+    with pytest.raises(ValueError, match=r"max_length \(3\) is less than every context"):
         data.training_data()
 
 
@@ -235,10 +236,10 @@ def test_evaluation_sources_of_their_own(tokenizer, questions, chats):
 
 def test_a_conversation_that_the_user_ends_has_no_prompt(tokenizer, chats):
     data = SFTDataModule(chats, generate_eval=True, tokenizer=tokenizer)
-    whole = data.training_data()[0]
+    (whole,) = data.training_data()[0]
     cut = Conversation("cut", whole.turns[:3])
-    assert data._collate_eval([whole], split="train", compression=4).prompts is not None
-    both = data._collate_eval([whole, cut], split="train", compression=4)
+    assert data._collate_eval([(whole,)], split="train", compression=4).prompts is not None
+    both = data._collate_eval([(whole,), (cut,)], split="train", compression=4)
     assert both.num_texts == 2 and len(both.prompts["input_ids"]) == 1
     # Chat data without references is scored against what it says itself.
     assert both.references == ((whole.turns[-1].content[0],),)
@@ -265,3 +266,78 @@ def test_without_an_encoder_documents_are_read_as_text(questions):
 def test_settings_out_of_range(questions, options, message):
     with pytest.raises(ValueError, match=message):
         SFTDataModule(**{"sources": questions, **options})
+
+
+@pytest.fixture
+def paragraphs(tmp_path):
+    """Six questions on two paragraphs, each with a distractor of its own, and one on a third."""
+    rows = []
+    for n, gold in enumerate("AABABBC"):
+        # The distractor of question 0 holds the answer to question 1.
+        other = "Distractor: it is answer 1." if n == 0 else f"Distractor {n}."
+        rows.append(
+            {
+                "id": f"q{n}",
+                "question": f"What is number {n}?",
+                "answers": [f"answer {n}"],
+                "passages": [
+                    {"text": other},
+                    {"text": f"Paragraph {gold} says a lot.", "gold": True},
+                ],
+            }
+        )
+    path = tmp_path / "paragraphs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return QuestionConversations(JsonLinesQuestions(str(path)))
+
+
+def test_questions_on_a_paragraph_stand_behind_one_context(tokenizer, paragraphs):
+    data = SFTDataModule(paragraphs, questions_per_context=2, tokenizer=tokenizer)
+    contexts = data.training_data()
+    ids = [[conversation.id for conversation in context] for context in contexts]
+    assert ids == [["q0", "q3"], ["q1"], ["q2", "q5"], ["q4"], ["q6"]]
+    whole = SFTDataModule(paragraphs, questions_per_context=8, tokenizer=tokenizer)
+    contexts = [context for context in whole.training_data()]
+    batch = whole.collate(contexts)
+    assert batch.ids == ("q0", "q1", "q3", "q2", "q4", "q5", "q6")
+    lines = batch.student["branch_ids"]
+    assert lines.shape[0] == 3 and sorted(set(lines.flatten().tolist())) == [-1, *range(7)]
+    # What holds an answer to another question of the context is left out.
+    assert [len(set(row.document for row in trace)) for trace in batch.student.trace] == (
+        [1, 1, 1, 2, 2, 2, 2]
+    )
+    np.random.seed(0)
+    alone = whole.collate([(conversation,) for context in contexts for conversation in context])
+    assert torch.equal(alone.targets, batch.targets)
+    assert torch.equal(alone.text_ids, batch.text_ids)
+    assert alone.num_tokens > 1.3 * batch.num_tokens
+
+
+def test_lengths_of_contexts_are_those_of_their_lines(tokenizer, paragraphs):
+    data = SFTDataModule(
+        paragraphs, questions_per_context=3, tokens_per_batch=300, tokenizer=tokenizer
+    )
+    mixture = data.training_data()
+    batch = data.collate([mixture[n] for n in range(len(mixture))])
+    assert len(batch.student["attention_mask"]) == len(mixture) == 3
+    if batch.compression == 4:
+        assert mixture.lengths.tolist() == batch.student["attention_mask"].sum(1).tolist()
+
+
+def test_a_share_of_the_rows_is_drawn_for_each_context(tokenizer, paragraphs):
+    data = SFTDataModule(
+        paragraphs, questions_per_context=3, expand_share=(0.0, 0.9), tokenizer=tokenizer
+    )
+    contexts = [data.training_data()[n] for n in range(3)]
+    shares = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        batch = data.collate(contexts)
+        states = [[row.state for row in trace] for trace in batch.student.trace]
+        assert states[0] == states[1] == states[2]
+        shares.add(states[0].count("tokens"))
+    assert len(shares) > 2
+    with pytest.raises(ValueError, match="the smaller one first"):
+        SFTDataModule(paragraphs, expand_share=(0.5, 0.2), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"questions_per_context \(0\)"):
+        SFTDataModule(paragraphs, questions_per_context=0, tokenizer=tokenizer)

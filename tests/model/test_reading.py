@@ -103,3 +103,76 @@ def test_a_plain_model_packs_and_checkpoints_alike():
     assert_alike(run(model, packed), expected)
     model.gradient_checkpointing_enable()
     assert_alike(run(model, packed), expected)
+
+
+def questions(number, answers):
+    """Texts that begin with the same documents, each with a question and an answer of its own."""
+    begin = ["Read: ", *(Document(SENTENCES[(number + n) % 3]) for n in range(1 + number % 2))]
+    return [
+        [
+            *render([*begin, f"Question {n}?"], header="[{id}] ", footer="\n"),
+            Segment(answer, "text", train=True),
+        ]
+        for n, answer in enumerate(answers)
+    ]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("line_length", [None, 190])
+def test_texts_behind_one_context_read_as_if_alone(pair, attention, line_length):
+    model, tokenizer = pair
+    model.decoder.set_attn_implementation(attention)
+    texts = [
+        *questions(0, SENTENCES),
+        segments(2),
+        *questions(1, ["Yes.", "It is a sequence of objects."]),
+    ]
+    groups = [5, 5, 5, 0, 7, 7]
+    expand = [[0], [0], [0], "none", "none", "none"]
+    apart = tokenizer.build(texts, expand=expand, padding_side="right")
+    shared = tokenizer.build(
+        texts, expand=expand, padding_side="right", line_length=line_length, groups=groups
+    )
+    assert shared["attention_mask"].sum() < 0.8 * apart["attention_mask"].sum()
+
+    def read(batch):
+        model.train()
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        return output.logits.detach(), output.loss.item(), gradients
+
+    logits, loss, gradients = read(apart)
+    logits_shared, loss_shared, gradients_shared = read(shared)
+    assert loss == pytest.approx(loss_shared, rel=1e-5)
+    for number in range(len(texts)):
+        own = shared["branch_ids"] == number
+        length = int(own.sum())
+        alone = logits[number, : int(apart["attention_mask"][number].sum())]
+        assert (alone[-length:] - logits_shared[own]).abs().max() < 1e-5 * alone.abs().max()
+        expected = apart["position_ids"][number, len(alone) - length : len(alone)]
+        assert torch.equal(shared["position_ids"][own], expected)
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max()
+        assert (gradient - gradients_shared[name]).abs().max() < 1e-3 * scale + 1e-7, name
+
+
+def test_what_is_trained_is_never_shared_and_nothing_is_shared_in_vain(pair):
+    _, tokenizer = pair
+    same = [Segment("One beginning. ", "text"), Segment("Learnt.", "text", train=True)]
+    texts = [[*same, Segment("A.", "text", train=True)], [*same, Segment("B.", "text")]]
+    batch = tokenizer.build(texts, groups=[0, 0])
+    assert "branch_ids" not in batch
+    assert batch["input_ids"].shape[0] == 2
+
+
+def test_an_attention_without_masks_is_refused_for_shared_contexts(pair):
+    model, tokenizer = pair
+    batch = tokenizer.build(questions(0, SENTENCES), groups=[0, 0, 0])
+    model.decoder.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="cannot read texts that share"):
+        model(**batch)
+    model.decoder.config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match="cannot be continued"):
+        model.generate(**batch, max_new_tokens=1)
