@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -89,27 +89,35 @@ def one_a_line(lengths: np.ndarray) -> Lines:
     return Lines(np.arange(len(lengths)), np.zeros_like(lengths), lengths, lengths)
 
 
-def first_fit(lengths: np.ndarray, line_length: int) -> Lines:
-    """Packs texts: the longest first, each on the first line that has room for it.
+def pack_lines(lengths: np.ndarray, line_length: int) -> Lines:
+    """Packs texts on few lines that are about equally long, so that little is padded.
 
-    First-fit decreasing takes at most 11/9 of the fewest lines possible, plus one (Johnson 1973).
-    Texts of equal length keep their order, so the same texts always give the same lines.
+    How many lines: those of first-fit decreasing, at most 11/9 of the fewest possible, plus one
+    (Johnson 1973). On so many the longest text comes first, each on the shortest line (Graham 1969,
+    at most 4/3 of the shortest longest line), unless a line then gets too long; first fit's own
+    lines are taken in that case. Texts of equal length keep their order, so the same texts always
+    give the same lines.
 
     Args:
         lengths: (N,) positions of each text.
         line_length: Most positions of a line; no text is longer.
     """
     assert lengths.max(initial=1) <= line_length, (lengths.max(), line_length)
+    fitted = _place(lengths, lambda sizes, length: int(np.argmax(sizes + length <= line_length)))
+    num_lines = len(fitted.sizes)
+    even = _place(lengths, lambda sizes, length: int(np.argmin(sizes[:num_lines])))
+    return even if even.sizes.max(initial=0) <= line_length else fitted
+
+
+def _place(lengths: np.ndarray, choose: Callable[[np.ndarray, int], int]) -> Lines:
+    """Puts texts, the longest first, each on the line that is chosen by the lines' sizes."""
     line, start = np.zeros_like(lengths), np.zeros_like(lengths)
     sizes = np.zeros_like(lengths)  # as many lines as texts suffice
-    num_lines = 0
     for number in np.argsort(-lengths, kind="stable"):
-        # Behind the lines in use stands an empty one, where every text fits.
-        place = int(np.argmax(sizes[: num_lines + 1] + lengths[number] <= line_length))
+        place = choose(sizes, int(lengths[number]))
         line[number], start[number] = place, sizes[place]
         sizes[place] += lengths[number]
-        num_lines = max(num_lines, place + 1)
-    return Lines(line, start, lengths, sizes[:num_lines])
+    return Lines(line, start, lengths, sizes[: int(line.max(initial=-1)) + 1])
 
 
 def lay_out(
@@ -141,7 +149,7 @@ def lay_out(
     elif line_length < 1:
         raise ValueError(f"line_length ({line_length}) must be at least 1")
     else:
-        lines = first_fit(lengths, max(line_length, int(lengths.max(initial=1))))
+        lines = pack_lines(lengths, max(line_length, int(lengths.max(initial=1))))
     shape = (len(lines.sizes), int(lines.sizes.max(initial=0)))
     left = shape[1] - lines.sizes if padding_side == "left" else np.zeros_like(lines.sizes)
     # Of every real position: its text, its place in it, and where it stands in the batch.

@@ -41,6 +41,9 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     for name in _CHOICES:
         check_choice(name, settings[name])
+    for name in ("header", "footer"):
+        if not isinstance(settings[name], str):
+            raise ValueError(f"{name} ({settings[name]!r}) must be a text")
     num_slots, compression = settings["num_slots"], settings["compression"]
     chunk_by, rates = settings["chunk_by"], settings["rates"]
     if not 1 <= num_slots <= compression:

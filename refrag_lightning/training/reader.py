@@ -90,7 +90,8 @@ class ReaderModule(RefragLightningModule):
         lora: dict[str, Any] | None = None,
         encoder_lora: dict[str, Any] | None = None,
         train_word_embeddings: bool = False,
-        tokenizer_options: dict[str, Any] | None = None,
+        # Not Any: a header such as "[{id}] " would be read as YAML once more.
+        tokenizer_options: dict[str, int | str] | None = None,
         decoder_dtype: str | None = None,
         attn_implementation: str | None = None,
         activation_checkpointing: bool = False,
@@ -137,7 +138,7 @@ class ReaderModule(RefragLightningModule):
             "dtype": export_dtype,
             "max_shard_size": export_shard_size,
         }
-        self.tokenizer_options = tokenizer_options or {}
+        self.tokenizer_options: dict[str, Any] = dict(tokenizer_options or {})
         self._tokenizer: RefragTokenizer | None = None
         if self.folder is None and not self.plain:
             # Fails on a bad value before anything is loaded.

@@ -1,27 +1,32 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refrag_lightning.text.lines import Positions, first_fit, lay_out
+from refrag_lightning.text.lines import Positions, lay_out, pack_lines
 
 
 def test_hand_worked_packing():
-    # Longest first: 5 opens line 0, 4 line 1, 3 goes behind the 4 (7 of 7), the first 2 behind
-    # the 5 (7 of 7), the second 2 opens line 2, and so does the text without positions find line 0.
-    lines = first_fit(np.asarray([2, 5, 2, 3, 4, 0]), 7)
-    assert lines.line.tolist() == [0, 0, 2, 1, 1, 0]
-    assert lines.start.tolist() == [5, 0, 0, 4, 0, 7]
-    assert lines.sizes.tolist() == [7, 7, 2]
+    # First fit needs three lines of 7 (5 and a 2; 4 and 3; the other 2). On three lines the longest
+    # go first, each on the shortest: 5, 4 and 3, then a 2 behind the 3, the other behind the 4.
+    lines = pack_lines(np.asarray([2, 5, 2, 3, 4, 0]), 7)
+    assert lines.line.tolist() == [2, 0, 1, 2, 1, 0]
+    assert lines.start.tolist() == [3, 0, 4, 0, 0, 5]
+    assert lines.sizes.tolist() == [5, 6, 5]
+
+
+def test_where_even_lines_would_be_too_long_first_fits_are_taken():
+    # 4 and 3, 3 and 2 and 2: by the shortest line 2 comes behind 4, then 2 behind 3 and 3: 8.
+    lines = pack_lines(np.asarray([4, 3, 3, 2, 2]), 7)
+    assert lines.line.tolist() == [0, 0, 1, 1, 1]
+    assert lines.sizes.tolist() == [7, 7]
 
 
 @given(st.lists(st.integers(0, 20), max_size=30), st.integers(20, 40))
 def test_texts_fill_their_lines_without_gap_or_overlap(lengths, line_length):
-    lines = first_fit(np.asarray(lengths, dtype=np.int64), line_length)
+    lines = pack_lines(np.asarray(lengths, dtype=np.int64), line_length)
     used = [[False] * size for size in lines.sizes]
     assert all(size <= line_length for size in lines.sizes)
     for line, start, length in zip(lines.line, lines.start, lengths, strict=True):
@@ -29,9 +34,8 @@ def test_texts_fill_their_lines_without_gap_or_overlap(lengths, line_length):
             assert not used[line][place]
             used[line][place] = True
     assert all(map(all, used))
-    # No two lines could be one: that is what first fit promises.
-    sizes = sorted(lines.sizes)
-    assert all(a + b > line_length for a, b in pairwise(sizes))
+    # Two lines more than half full on average: what first fit promises.
+    assert len(lines.sizes) <= 2 * sum(lengths) // line_length + 1
 
 
 def texts():
@@ -67,20 +71,16 @@ def test_hand_worked_lines_of_their_own():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_hand_worked_packed_lines(side):
     data = as_lists(lay_out(texts(), padding_side=side, padding_id=9, line_length=4))
-    # The longest first: text 0, then text 2 behind it after text 1 found no room there.
-    both = {
-        "input_ids": [[11, 12, 13, 31], [21, 9]],
-        "attention_mask": [[1, 1, 1, 1], [1, 1]],
-        "position_ids": [[0, 1, 2, 0], [0, 1]],
-        "slot_ids": [[-1, -1, -1, -1], [-1, 4]],
-        "labels": [[-100, 12, 13, -100], [-100, -100]],
-        "segment_ids": [[0, 0, 0, 2], [1, 1]],
+    # Two lines, the longest first, each on the shorter line: text 0; text 1, and text 2 behind it.
+    expected = {
+        "input_ids": [[11, 12, 13], [21, 9, 31]],
+        "attention_mask": [[1, 1, 1], [1, 1, 1]],
+        "position_ids": [[0, 1, 2], [0, 1, 0]],
+        "slot_ids": [[-1, -1, -1], [-1, 4, -1]],
+        "labels": [[-100, 12, 13], [-100, -100, -100]],
+        "segment_ids": [[0, 0, 0], [1, 1, 2]],
     }
-    padding = {"input_ids": 9, "attention_mask": 0, "position_ids": 0, "slot_ids": -1}
-    padding |= {"labels": -100, "segment_ids": -1}
-    for key, (first, second) in both.items():
-        pad = [padding[key]] * 2
-        assert data[key] == [first, pad + second if side == "left" else second + pad], key
+    assert data == expected
 
 
 def test_without_anything_to_learn_there_are_no_labels():
