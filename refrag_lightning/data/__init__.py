@@ -8,7 +8,12 @@ from refrag_lightning.data.biography_sources import (
     BiographyWorld,
 )
 from refrag_lightning.data.chat_sources import HubConversations, JsonLinesConversations
-from refrag_lightning.data.conversations import ConversationSource, QuestionConversations
+from refrag_lightning.data.cloze import ClozeQuestions
+from refrag_lightning.data.conversations import (
+    ConversationSource,
+    QuestionConversations,
+    RetellConversations,
+)
 from refrag_lightning.data.mixture import WeightedSource
 from refrag_lightning.data.perplexity import PerplexityDataModule
 from refrag_lightning.data.pretrain import PretrainDataModule
@@ -24,6 +29,7 @@ __all__ = [
     "BiographyQuestions",
     "BiographyTexts",
     "BiographyWorld",
+    "ClozeQuestions",
     "ConversationSource",
     "HubConversations",
     "HubQuestions",
@@ -37,6 +43,7 @@ __all__ = [
     "QuestionConversations",
     "QuestionDataModule",
     "QuestionSource",
+    "RetellConversations",
     "SFTDataModule",
     "TeacherAnswers",
     "TextSource",

@@ -13,8 +13,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from refrag_lightning.data.questions import Passage, Question, QuestionSource
-from refrag_lightning.data.rows import HeldOut, Split
+from refrag_lightning.data.questions import (
+    HeldOutByPassage,
+    Passage,
+    Question,
+    QuestionSource,
+)
+from refrag_lightning.data.rows import Split
+from refrag_lightning.data.sources import TextSource, check_cutting, passages_of
 from refrag_lightning.text.documents import Document
 
 _FIELDS = re.compile(r"(\{passages\}|\{question\})")
@@ -128,11 +134,12 @@ def _joined(content: Sequence[str | Document]) -> list[str | Document]:
     return joined
 
 
-class ConversationSource(HeldOut):
+class ConversationSource(HeldOutByPassage):
     """Base of the sources of conversations.
 
     Args:
-        held_out: Share of the conversations for validation, and the same again for test.
+        held_out: Share for validation, and the same again for test: of the gold passages, or of
+            the conversations that have none.
         limit: Most conversations that are read; None reads all.
     """
 
@@ -142,7 +149,7 @@ class ConversationSource(HeldOut):
 
     def conversations(self, split: Split) -> Iterator[Conversation]:
         """Yields the conversations of one split."""
-        return self._split(self.read(), split)
+        return self._split_by_passage(self.read(), split)
 
 
 class QuestionConversations(ConversationSource):
@@ -210,4 +217,66 @@ class QuestionConversations(ConversationSource):
             "prompt": self.prompt,
             "system": self.system,
             "cite": self.cite,
+        }
+
+
+class RetellConversations(ConversationSource):
+    """Texts to be written again: a passage and a request from the user, the same passage to it.
+
+    The passage is part of the user's message: it is read alone, whatever passages the data module
+    draws for other conversations.
+
+    Args:
+        texts: The texts. Its own `held_out` must be 0.
+        max_words: Cut texts into passages of at most so many words, between paragraphs or, where
+            one is longer, between sentences; None takes each text whole.
+        prompt: The user's message; `{passages}` stands for the passage.
+        held_out: Share of the passages for validation, and the same again for test.
+        limit: Most passages that are read.
+
+    Raises:
+        ValueError: If `prompt` lacks `{passages}`, or `texts` holds out texts of its own.
+    """
+
+    def __init__(
+        self,
+        texts: TextSource,
+        max_words: int | None = 100,
+        prompt: str = "{passages}Repeat the text.",
+        held_out: float = 0.0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(held_out, limit)
+        if prompt.count("{passages}") != 1:
+            raise ValueError(f"prompt ({prompt!r}) must have {{passages}} once")
+        check_cutting(texts, max_words)
+        self.texts = texts
+        self.max_words = max_words
+        self.prompt = prompt
+
+    def read(self) -> Iterator[Conversation]:
+        """Yields the conversation of each passage."""
+        before, after = self.prompt.split("{passages}")
+        for passage in passages_of(self.texts, self.max_words):
+            document = Document(passage.text, "1", passage.title)
+            content = tuple(part for part in (before, document, after) if part)
+            yield Conversation(
+                passage.id,
+                (Turn("user", content), Turn("assistant", (passage.text,))),
+                references=(passage.text,),
+                task="reconstruct",
+            )
+
+    def conversations(self, split: Split) -> Iterator[Conversation]:
+        """Yields the conversations of one split; the same passage is not in two."""
+        return self._split(self.read(), split, lambda conversation: hash(conversation.answer))
+
+    def key(self) -> dict[str, Any]:
+        """The texts' key and the settings."""
+        return {
+            "retell": self.texts.key(),
+            "max_words": self.max_words,
+            "prompt": self.prompt,
+            "held_out": self.held_out,
+            "limit": self.limit,
         }

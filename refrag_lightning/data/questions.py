@@ -1,14 +1,16 @@
 """Questions with answers and passages: what they are, and the sources that they come from.
 
 A source gives its questions in the same order every time, and a key that changes when they do; a
-part of them can be held out of training by position (see `rows.HeldOut`).
+part of them can be held out of training, with their gold passages (see `HeldOutByPassage`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from refrag_lightning.data.rows import (
     HeldOut,
@@ -60,14 +62,74 @@ class Question:
     detail: str = ""
 
 
-class QuestionSource(HeldOut):
+class _WithPassages(Protocol):
+    """A question or a conversation."""
+
+    @property
+    def passages(self) -> tuple[Passage, ...]: ...
+
+
+Item = TypeVar("Item", bound=_WithPassages)
+
+
+class HeldOutByPassage(HeldOut):
+    """Base of the sources whose items have passages: passages are held out whole.
+
+    Items with the same gold passages are in one split, wherever they stand, and training reads no
+    held-out gold passage, not as another item's distractor either. Where no passage is marked as
+    gold, items with the same passages are in one split.
+    """
+
+    def _split_by_passage(self, items: Iterable[Item], split: Split) -> Iterator[Item]:
+        """Yields the items of one split.
+
+        With `held_out`, those for training are all read before the first is given.
+        """
+        if split != "train" or not self.held_out:
+            yield from self._split(items, split, _passages_key)
+            return
+        training: list[Item] = []
+        held: set[str] = set()
+        for item, own in self._assigned(items, _passages_key):
+            if own == "train":
+                training.append(item)
+            else:
+                held |= {_bare(passage) for passage in item.passages if passage.gold}
+        left_out = 0
+        for item in training:
+            kept = tuple(p for p in item.passages if _bare(p) not in held)
+            if sum(p.gold for p in kept) < sum(p.gold for p in item.passages):
+                # It has several gold passages, and shares one of them with a held-out item.
+                left_out += 1
+            elif len(kept) < len(item.passages):
+                yield replace(item, passages=kept)  # type: ignore[type-var]
+            else:
+                yield item
+        if left_out:
+            warnings.warn(
+                f"{left_out} training items of {json.dumps(self.key())} are left out: one of their "
+                "gold passages is held out",
+                stacklevel=2,
+            )
+
+
+def _passages_key(item: _WithPassages) -> int | None:
+    """The same for items with the same gold passages, or the same ones where none is marked."""
+    gold = frozenset(_bare(passage) for passage in item.passages if passage.gold)
+    passages = gold or frozenset(map(_bare, item.passages))
+    return hash(passages) if passages else None
+
+
+def _bare(passage: Passage) -> str:
+    """A passage's text, with white space as one space."""
+    return " ".join(passage.text.split())
+
+
+class QuestionSource(HeldOutByPassage):
     """Base of the sources of questions.
 
-    Questions in a row on the same passages, as SQuAD has them, are held out together: their
-    passages stand in one split.
-
     Args:
-        held_out: Share of the questions for validation, and the same again for test.
+        held_out: Share of the gold passages for validation, and the same again for test.
         limit: Most questions that are read; None reads all.
     """
 
@@ -76,8 +138,8 @@ class QuestionSource(HeldOut):
         raise NotImplementedError
 
     def questions(self, split: Split) -> Iterator[Question]:
-        """Yields the questions of one split; those on the same passages in a row stay together."""
-        return self._split(self.read(), split, lambda question: question.passages or None)
+        """Yields the questions of one split."""
+        return self._split_by_passage(self.read(), split)
 
 
 class _QuestionRows(RowSource, QuestionSource):
@@ -97,7 +159,7 @@ class JsonLinesQuestions(_QuestionRows):
         question: The field of the question.
         answers: The field of the answers; a dot steps into a nested field.
         passages: The field of the passages; None where there are none.
-        held_out: Share of the questions for validation, and the same again for test.
+        held_out: Share of the gold passages for validation, and the same again for test.
         limit: Most questions that are read.
 
     Raises:
@@ -132,7 +194,7 @@ class HubQuestions(_QuestionRows):
         passages: The column of the passages (`context` in SQuAD); None where there are none.
         revision: A commit or tag; the newest one if None.
         streaming: Read over the network as needed, instead of downloading everything first.
-        held_out: Share of the questions for validation, and the same again for test.
+        held_out: Share of the gold passages for validation, and the same again for test.
         limit: Most questions that are read.
     """
 

@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class HeldOut:
-    """Base of the sources: a part of their items is held out of training by position alone.
+    """Base of the sources: a part of their items is held out of training.
 
     Args:
-        held_out: Share for validation, and the same again for test: every 1 / held_out-th item.
-            0 gives everything to training.
+        held_out: Share for validation, and the same again for test: every 1 / held_out-th item,
+            by position alone. 0 gives everything to training.
         limit: Most items that are read; None reads all.
 
     Raises:
@@ -47,19 +47,25 @@ class HeldOut:
         Args:
             items: All items.
             split: Which split.
-            group: Items in a row with the same value of it (not None) go together, as one.
+            group: Items with the same value of it (hashable, not None) go together, as one that
+                stands where the first of them does.
         """
+        return (item for item, own in self._assigned(items, group) if own == split)
+
+    def _assigned(
+        self, items: Iterable[T], group: Callable[[T], Any] | None = None
+    ) -> Iterator[tuple[T, Split]]:
+        """Yields each item with its split; the arguments are those of `_split`."""
         period = round(1 / self.held_out) if self.held_out else 0
-        number, before = -1, None
+        # The last two of each period are held out, so the first item is always for training.
+        held: dict[int, Split] = {period - 1: "val", period - 2: "test"} if period else {}
+        number = 0
+        places: dict[Any, int] = {}
         for item in islice(items, self.limit):
-            value = group(item) if group is not None else None
-            number += value is None or value != before
-            before = value
-            place = number % period if period else 0
-            # The last two of each period are held out, so the first item is always for training.
-            held = {period - 1: "val", period - 2: "test"}.get(place, "train")
-            if held == split or (not period and split == "train"):
-                yield item
+            value = group(item) if period and group is not None else None
+            place = number if value is None else places.setdefault(value, number)
+            number += place == number
+            yield item, held.get(place % period, "train") if period else "train"
 
 
 class RowSource(HeldOut):

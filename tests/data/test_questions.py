@@ -59,7 +59,44 @@ def test_splits_are_disjoint_and_the_key_follows_file_and_settings(tmp_path):
     assert source.key() != before
 
 
-def test_questions_in_a_row_on_the_same_passages_are_in_one_split(tmp_path):
+def test_no_held_out_gold_passage_is_trained_on(tmp_path):
+    # Gold passages 0 to 7 in three rounds, so not side by side, each with other distractors.
+    rows = []
+    for n in range(24):
+        gold = {"text": f"Passage  {n % 8}.", "gold": True}
+        others = [{"text": f"Passage {(n % 8 + step + n // 8) % 8}."} for step in (1, 2, 3)]
+        rows.append(ROW | {"id": str(n), "passages": [*others, gold]})
+    source = JsonLinesQuestions(write(tmp_path / "q.jsonl.gz", rows), held_out=0.25)
+    questions = {split: list(source.questions(split)) for split in ("train", "test", "val")}
+    gold = {
+        split: {p.text[-2:] for q in part for p in q.passages if p.gold}
+        for split, part in questions.items()
+    }
+    assert gold == {
+        "train": {"0.", "1.", "4.", "5."},
+        "test": {"2.", "6."},
+        "val": {"3.", "7."},
+    }
+    assert [len(part) for part in questions.values()] == [12, 6, 6]
+    read = {p.text[-2:] for q in questions["train"] for p in q.passages}
+    assert read == gold["train"]
+    # Without held-out questions nothing is left out.
+    everything = list(JsonLinesQuestions(str(tmp_path / "q.jsonl.gz")).questions("train"))
+    assert [len(q.passages) for q in everything] == [4] * 24
+
+
+def test_a_question_with_a_held_out_passage_among_its_gold_ones_is_left_out(tmp_path):
+    gold = [["a"], ["b"], ["c"], ["d"], ["a", "d"]]
+    rows = [
+        ROW | {"id": str(n), "passages": [{"text": text, "gold": True} for text in texts]}
+        for n, texts in enumerate(gold)
+    ]
+    source = JsonLinesQuestions(write(tmp_path / "q.jsonl.gz", rows), held_out=0.25)
+    with pytest.warns(UserWarning, match=r"1 training items of .* are left out: one of their gold"):
+        assert [q.id for q in source.questions("train")] == ["0", "1"]
+
+
+def test_questions_on_the_same_passages_are_in_one_split(tmp_path):
     # Passages a, b, c and d of two, three, one and one questions; the last two have none.
     passages = [["a"], ["a"], ["b"], ["b"], ["b"], ["c"], ["d"], [], []]
     rows = [ROW | {"id": str(n), "passages": p} for n, p in enumerate(passages)]
