@@ -269,7 +269,7 @@ class RetellConversations(ConversationSource):
 
     def conversations(self, split: Split) -> Iterator[Conversation]:
         """Yields the conversations of one split; the same passage is not in two."""
-        return self._split(self.read(), split, lambda conversation: hash(conversation.answer))
+        return self._split(self.read(), split, lambda conversation: conversation.answer)
 
     def key(self) -> dict[str, Any]:
         """The texts' key and the settings."""
