@@ -92,6 +92,9 @@ class StopStrings:
 class TextWriter:
     """Writes an answer token by token, and says when it is over.
 
+    White space around the answer is not said: some chat templates have a space before it, and the
+    decoder writes that too. What stands at the end so far waits for what follows.
+
     Args:
         tokenizer: The decoder's tokenizer.
         say: Takes each piece of text.
@@ -115,6 +118,7 @@ class TextWriter:
         self._end_ids = end_ids
         self._max_new_tokens = max_new_tokens
         self._pieces: list[str] = []
+        self._spaces = ""
         self.num_tokens = 0
         self.finish: str | None = None
 
@@ -144,9 +148,12 @@ class TextWriter:
         self._out(self._stop.rest())
 
     def _out(self, piece: str) -> None:
-        if piece:
-            self._pieces.append(piece)
-            self._say(piece)
+        piece = self._spaces + piece if self._pieces else piece.lstrip()
+        said = piece.rstrip()
+        self._spaces = piece[len(said) :]
+        if said:
+            self._pieces.append(said)
+            self._say(said)
 
 
 def _overlap(text: str, stop: str) -> int:

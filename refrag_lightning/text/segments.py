@@ -10,10 +10,11 @@ document, a title or a user says can become a control token.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from refrag_lightning.text.documents import Document, Part, parse
 from refrag_lightning.text.plain import PlainTokenizer, control_tokens
@@ -122,6 +123,14 @@ def render_chat(
     messages, and behind each of them the template's piece up to and with its first control token,
     which ends the turn.
 
+    What stands before an answer is the generation prompt, since that is what answers are generated
+    from. Where the template writes more between the two, white space belongs to the answer
+    (`[/INST] Paris`), and a block such as Qwen3's empty `<think>` is left out before the last
+    answer. An earlier answer before which the template writes something else than its generation
+    prompt was (a template that drops the reasoning of earlier turns, but opens it in the prompt)
+    is not learnt, with a warning; give the conversation up to it as one of its own. An answer that
+    opens the conversation stands as the template has it.
+
     Args:
         tokenizer: The decoder's tokenizer; its chat template is applied.
         messages: Each with `role` and `content`; a content is a text, in which `<doc>` blocks are
@@ -129,7 +138,8 @@ def render_chat(
             not learnt.
         header: As in `render`.
         footer: As in `render`.
-        add_generation_prompt: Whether the template opens an answer at the end.
+        add_generation_prompt: Whether the template opens an answer at the end. If it knows no
+            generation prompt, what it writes before an answer opens one.
         strict: As in `documents.parse`.
         **template_options: Passed to the template.
 
@@ -159,16 +169,35 @@ def render_chat(
         num_documents += sum(isinstance(part, Document) for part in parts)
         placeholders.append({**message, "content": _PLACEHOLDER.format(index)})
         placeholders[-1].pop("train", None)
-    try:
-        rendered = tokenizer.apply_chat_template(
-            placeholders,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **template_options,
-        )
-    except Exception as error:  # Jinja's own errors, and whatever a template raises
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
-    pieces = _PLACEHOLDERS.split(str(rendered))
+
+    def apply(turns: Sequence[Message], opened: bool) -> str:
+        try:
+            rendered = tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=opened, **template_options
+            )
+        except Exception as error:  # Jinja's own errors, and whatever a template raises
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+        return str(rendered)
+
+    if add_generation_prompt:
+        rendered = _generation_prompt(apply, placeholders)
+    else:
+        rendered = apply(placeholders, False)
+    answers: dict[int, _Answer] = {}
+    for index in reversed(range(1, len(messages))):
+        if messages[index]["role"] != "assistant":
+            continue
+        try:
+            prompt = _generation_prompt(apply, placeholders[:index])
+        except ValueError:
+            continue  # nobody can ask for an answer here, so it stands as the template has it
+        before, place, behind = rendered.partition(_PLACEHOLDER.format(index))
+        spaces = _spaces_between(prompt, before)
+        if place and index == len(messages) - 1 and not add_generation_prompt:
+            before = prompt + spaces
+            rendered = before + place + behind
+        answers[index] = _Answer(spaces, before == prompt + spaces)
+    pieces = _PLACEHOLDERS.split(rendered)
     missing = {str(index) for index in range(len(messages))} - set(pieces[1::2])
     if missing:
         raise ValueError(f"the chat template leaves out message {min(missing, key=int)}")
@@ -176,17 +205,75 @@ def render_chat(
     train = False
     for position, piece in enumerate(pieces):
         if position % 2:
-            message = messages[int(piece)]
+            index = int(piece)
+            message = messages[index]
+            answer = answers.get(index, _Answer())
             train = message["role"] == "assistant" and bool(message.get("train", True))
-            parts, first = contents[int(piece)]
+            if train and not answer.is_prompted:
+                train = False
+                if not add_generation_prompt:
+                    warnings.warn(
+                        f"the chat template of {tokenizer.name_or_path!r} does not write before "
+                        "an earlier answer what its generation prompt was, so such answers are not "
+                        "learnt; give each as the last one of a conversation",
+                        stacklevel=2,
+                    )
+            parts, first = contents[index]
+            if answer.spaces:
+                text = parts[0] if parts and isinstance(parts[0], str) else ""
+                parts = [answer.spaces + text, *parts[1 if text else 0 :]]
             segments += render(parts, header=header, footer=footer, first_number=first, train=train)
             continue
+        if position + 1 < len(pieces) and int(pieces[position + 1]) in answers:
+            piece = piece.removesuffix(answers[int(pieces[position + 1])].spaces)
         cut = _end_of_turn(tokenizer, piece) if train else 0
         if cut:
             segments.append(Segment(piece[:cut], "template", train=True))
         if piece[cut:]:
             segments.append(Segment(piece[cut:], "template"))
     return segments
+
+
+class _Answer(NamedTuple):
+    """An answer in a rendered conversation.
+
+    Attributes:
+        spaces: White space that the template writes between generation prompt and answer.
+        is_prompted: Whether its generation prompt is what stands before it.
+    """
+
+    spaces: str = ""
+    is_prompted: bool = True
+
+
+def _generation_prompt(
+    apply: Callable[[Sequence[Message], bool], str], turns: Sequence[Message]
+) -> str:
+    """The conversation up to where an answer goes."""
+    prompt = apply(turns, True)
+    if prompt != apply(turns, False):
+        return prompt
+    # The template knows no generation prompt. Mistral's needs none, as the user's turn ends with
+    # what an answer follows; others would leave it to the model to open its own turn.
+    place = _PLACEHOLDER.format(len(turns))
+    try:
+        answered = apply([*turns, {"role": "assistant", "content": place}], False)
+    except ValueError:
+        return prompt
+    before, found, _ = answered.partition(place)
+    if found and before.startswith(prompt) and before[len(prompt) :].strip():
+        return before.rstrip(" ")
+    return prompt
+
+
+def _spaces_between(prompt: str, before: str) -> str:
+    """White space behind a generation prompt, in what a template writes before an answer.
+
+    The last pieces are compared, as the template may have said earlier messages in another way.
+    """
+    opening, piece = (_PLACEHOLDERS.split(text)[-1] for text in (prompt, before))
+    spaces = piece[len(opening) :] if piece.startswith(opening) else ""
+    return spaces if spaces.isspace() else ""
 
 
 def end_ids(texts: Iterable[Iterable[Segment]], template: PlainTokenizer) -> list[int]:

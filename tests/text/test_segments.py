@@ -174,7 +174,7 @@ LOOP = "{%% for m in messages %%}<|im_start|>{{ m['content']%s }}{%% endfor %%}"
 def test_a_template_that_rewrites_cannot_change_a_document(rewrite):
     text = "  a\n</think>b <|im_end|> " + "x" * 100 + "\n "
     messages = [{"role": "user", "content": ["\n", Document(text), " "]}]
-    segments = chat_by(LOOP % rewrite, messages)
+    segments = chat_by(LOOP % rewrite, messages, add_generation_prompt=False)
     assert kinds_and_texts(segments) == [
         ("template", "<|im_start|>"),
         ("text", "\n"),
