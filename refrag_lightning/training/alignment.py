@@ -11,7 +11,8 @@ reader of the full text is that of xRAG (arXiv 2405.13792).
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from refrag_lightning.data.alignment_batch import AlignmentBatch, NoSpansError
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import without_adapter
-from refrag_lightning.model.decoder import embedding_slices, word_embeddings
+from refrag_lightning.model.decoder import embedding_slices, evaluation_mode, word_embeddings
 from refrag_lightning.model.losses import (
     argmax_cross_entropy,
     explained_variance,
@@ -192,7 +193,7 @@ class AlignmentModule(ReaderModule):
         if not batch.num_spans:
             raise NoSpansError(f"none of the {batch.num_texts} texts of the batch has a span")
         student_BSD = self.reader.embed(batch.student)
-        with torch.no_grad():
+        with self._as_teacher():
             teacher_BSD = self.reader.get_input_embeddings()(batch.teacher["input_ids"])
         return student_BSD, teacher_BSD
 
@@ -214,8 +215,15 @@ class AlignmentModule(ReaderModule):
         )
 
     def _teacher_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
-        with torch.no_grad(), without_adapter(self.reader.decoder):
+        with self._as_teacher():
             return self._logits(batch.teacher, embeds, batch.teacher_last, batch, num_texts)
+
+    @contextmanager
+    def _as_teacher(self) -> Iterator[None]:
+        """The decoder without its adapter and without dropout, to be read without gradient."""
+        decoder = self.reader.decoder
+        with torch.no_grad(), evaluation_mode(decoder), without_adapter(decoder):
+            yield
 
     def _student_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
         return self._logits(batch.student, embeds, batch.student_last, batch, num_texts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from refrag_lightning.data.examples import TextBatch
 from refrag_lightning.evaluation.metrics import AnswerScores
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import is_adapter_key, without_adapter
+from refrag_lightning.model.decoder import evaluation_mode
 from refrag_lightning.model.generation import stop_ids
 from refrag_lightning.model.load import load
 from refrag_lightning.model.losses import TargetLosses, target_losses
@@ -39,8 +41,10 @@ class LanguageModule(ReaderModule):
         ce_weight: Weight of the cross-entropy.
         kl_weight: Weight of KL(teacher || student), where there is a teacher.
         kl_temperature: Divides both sides' logits in the KL, which is multiplied by its square.
-        teacher: Whom the KL is taken from: `none`; `self`, the same decoder without its adapter,
-            reading documents as text; or the name or folder of a model with the same vocabulary.
+        teacher: Whom the KL is taken from, reading documents as text, in evaluation mode: `none`;
+            `self`, the same decoder without its adapter; `same`, the same decoder with it, so that
+            both sides have the same weights; or the name or folder of a model with the same
+            vocabulary. Without an adapter `self` and `same` are one.
         task_weights: Weight of each target by its task, such as `{reconstruct: 0.5}`; 1 for a task
             that is not named.
         max_new_tokens: Longest answer that validation generates, where the data has prompts.
@@ -114,7 +118,7 @@ class LanguageModule(ReaderModule):
             return
         if self.teacher == "self":
             self._refuse_adapter_on_head()
-        else:
+        elif self.teacher != "same":
             self.teacher_model = self._load_teacher()
 
     def describe(self) -> list[str]:
@@ -255,14 +259,18 @@ class LanguageModule(ReaderModule):
             return None, None
         if batch.teacher is None or batch.teacher_predicting is None:
             raise ValueError(f"teacher ({self.teacher!r}) is set, but the data has no teacher side")
-        assert self.model is not None
-        if self.teacher_model is not None:
-            hidden_BSD = _reads_text(self.teacher_model, batch.teacher)
-            head = self.teacher_model.head
-        else:
-            with without_adapter(self.model.decoder):
-                hidden_BSD = _reads_text(self.model, batch.teacher)
-            head = self.model.head
+        teacher = self.model if self.teacher_model is None else self.teacher_model
+        assert teacher is not None
+        decoder = teacher.decoder
+
+        def head(hidden_CD: Tensor) -> Tensor:
+            # An adapter on the head may have dropout too.
+            with evaluation_mode(decoder.get_output_embeddings()):
+                return teacher.head(hidden_CD)
+
+        off = without_adapter(decoder) if self.teacher == "self" else nullcontext()
+        with evaluation_mode(decoder), off:
+            hidden_BSD = _reads_text(teacher, batch.teacher)
         return hidden_BSD.flatten(0, 1).index_select(0, batch.teacher_predicting), head
 
     def _refuse_adapter_on_head(self) -> None:
