@@ -31,7 +31,6 @@ from refrag_lightning.model.losses import (
     span_kld,
 )
 from refrag_lightning.text.batch import RefragBatch
-from refrag_lightning.training.across_ranks import global_means
 from refrag_lightning.training.alignment_metrics import STUDENTS, AlignmentMetrics, replaced, report
 from refrag_lightning.training.reader import ReaderModule
 
@@ -118,9 +117,10 @@ class AlignmentModule(ReaderModule):
         student_PD, teacher_PD = self._span_means(batch, student_BSD, teacher_BSD)
         means = {"mse": F.mse_loss(student_PD, teacher_PD)}
         figures: dict[str, Any] = {}
-        weights: dict[str, Any] = {"mse": batch.num_spans}
-        if self.global_step >= self.kld_start and (self.weights["kld"] or self.weights["ce"]):
-            num_texts = min(self.kld_texts or batch.num_texts, batch.num_texts)
+        weights: dict[str, Any] = {}
+        counts = self.count_targets(batch)
+        if self._reads_decoder():
+            num_texts = self._num_read(batch)
             teacher_PV = self._teacher_logits(batch, teacher_BSD, num_texts)
             student_PV = self._student_logits(batch, student_BSD, num_texts)
             if self.weights["kld"]:
@@ -130,8 +130,8 @@ class AlignmentModule(ReaderModule):
             with torch.no_grad():
                 same_P = student_PV.argmax(-1) == teacher_PV.argmax(-1)
                 figures["top1"] = same_P.float().mean()
-            weights |= dict.fromkeys(("kld", "ce", "top1"), len(student_PV))
-        shares, losses = global_means(means, weights)
+            weights["top1"] = len(student_PV)
+        shares, losses = self.step_means(means, counts)
         with torch.no_grad():
             mse_of_mean = F.mse_loss(model.mean_embedding().expand_as(teacher_PD), teacher_PD)
             figures["explained_variance"] = explained_variance(means["mse"], mse_of_mean)
@@ -149,6 +149,24 @@ class AlignmentModule(ReaderModule):
             weights=weights,
         )
         return self._total(shares)
+
+    def count_targets(self, batch: AlignmentBatch) -> dict[str, Tensor | float]:
+        """Spans of a batch, and those after which the decoder's two readings are compared."""
+        counts: dict[str, Tensor | float] = {"mse": batch.num_spans}
+        if self._reads_decoder():
+            read = sum(batch.spans_of_texts[: self._num_read(batch)])
+            counts |= dict.fromkeys(("kld", "ce"), read)
+        return counts
+
+    def _reads_decoder(self) -> bool:
+        """Whether this step runs the decoder."""
+        return self.global_step >= self.kld_start and bool(
+            self.weights["kld"] or self.weights["ce"]
+        )
+
+    def _num_read(self, batch: AlignmentBatch) -> int:
+        """Texts of a training batch that the decoder reads."""
+        return min(self.kld_texts or batch.num_texts, batch.num_texts)
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()

@@ -27,7 +27,6 @@ from refrag_lightning.model.losses import TargetLosses, target_losses
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.plain import control_tokens
-from refrag_lightning.training.across_ranks import global_means
 from refrag_lightning.training.language_metrics import TargetSums
 from refrag_lightning.training.reader import ReaderModule
 
@@ -137,7 +136,7 @@ class LanguageModule(ReaderModule):
         total = weights_P.sum()
         # A batch all of whose tasks weigh 0 teaches nothing, but is no NaN.
         mean = (loss_P * weights_P).sum() / total.clamp(min=1e-8)
-        shares, means = global_means({"loss": mean}, {"loss": total})
+        shares, means = self.step_means({"loss": mean}, {"loss": total})
         with torch.no_grad():
             nll = losses.nll_P.mean()
             figures = {"nll": nll, "top1": losses.hits_P.float().mean()}
@@ -151,6 +150,10 @@ class LanguageModule(ReaderModule):
                 figures[f"nll/{task}"], weights[f"nll/{task}"] = value, count
         self.log_train(means | figures, num_tokens=batch.num_tokens, weights=weights)
         return shares["loss"]
+
+    def count_targets(self, batch: TextBatch) -> dict[str, Tensor | float]:
+        """The summed weight of a batch's targets."""
+        return {"loss": self._weights(batch).sum()}
 
     def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures held-out texts, and generates answers where the batch has prompts."""
@@ -244,11 +247,19 @@ class LanguageModule(ReaderModule):
         loss_P = self.ce_weight * losses.nll_P
         if losses.kl_P is not None:
             loss_P = loss_P + self.kl_weight * losses.kl_P
+        return loss_P, self._weights(batch)
+
+    def _weights(self, batch: TextBatch) -> Tensor:
+        """The weight of each target, (P,)."""
+        device = batch.targets.device
         if not self.task_weights:
-            return loss_P, torch.ones_like(loss_P)
+            return torch.ones(batch.targets.shape, device=device)
         # Filled in on the device: a list of numbers brought there would wait for it.
-        weights = [loss_P.new_full((1,), self.task_weights.get(task, 1.0)) for task in batch.tasks]
-        return loss_P, torch.cat(weights).index_select(0, batch.task_ids)
+        weights = [
+            torch.full((1,), self.task_weights.get(task, 1.0), device=device)
+            for task in batch.tasks
+        ]
+        return torch.cat(weights).index_select(0, batch.task_ids)
 
     # The teacher
 
