@@ -13,6 +13,7 @@ import numpy as np
 
 from refrag_lightning.cache import build_folder, cache_dir
 from refrag_lightning.data.examples import Example, text_lengths
+from refrag_lightning.text import sentences
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
 # Part of the cache's key: raise it when the same key and tokenizer give other lengths.
@@ -41,6 +42,8 @@ def cached_lengths(
         "settings": tokenizer.settings,
         "template": str(tokenizer.decoder.chat_template),
     }
+    if tokenizer.chunk_by == "sentence":
+        parts["sentences"] = sentences.VERSION
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache_dir() / "data" / f"lengths-{name}"
     build_folder(folder, lambda part: _measure(examples, tokenizer, part / _FILE))

@@ -141,7 +141,9 @@ class AccumulatedStep:
                 value = _scalar(figures[name], device)
                 _add(self._figures, name, torch.stack([value * weight, weight]))
         means = {name: _ratio(sums_2) for name, sums_2 in self._figures.items()}
-        summed = {name: sums_2[1] for name, sums_2 in self._figures.items()}
+        summed: dict[str, Tensor | float] = {
+            name: sums_2[1] for name, sums_2 in self._figures.items()
+        }
         return alone | means, summed
 
 
