@@ -22,6 +22,7 @@ from refrag_lightning.data.alignment_batch import (
 from refrag_lightning.data.resume import ResumableDataModule
 from refrag_lightning.data.sources import PydocSource, Split, TextSource
 from refrag_lightning.data.stream import IterableStream, MappedStream, ShuffledStream, Stream
+from refrag_lightning.text import sentences
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
 # Part of the cache's key: raise it when the same text and settings give other examples.
@@ -205,5 +206,7 @@ class AlignmentDataModule(ResumableDataModule):
         }
         if self.spans == "row":
             parts["rows"] = [tokenizer.compression, tokenizer.chunk_by, tokenizer.max_sentence]
+            if tokenizer.chunk_by == "sentence":
+                parts["sentences"] = sentences.VERSION
         text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -13,6 +13,7 @@ import numpy as np
 
 from refrag_lightning.cache import build_folder, cache_dir
 from refrag_lightning.data.examples import Example, context_lengths
+from refrag_lightning.text import sentences
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
 # Part of the cache's key: raise it when the same key and tokenizer give other lengths.
@@ -41,15 +42,15 @@ def cached_lengths(
         "settings": tokenizer.settings,
         "template": str(tokenizer.decoder.chat_template),
     }
+    if tokenizer.chunk_by == "sentence":
+        parts["sentences"] = sentences.VERSION
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache_dir() / "data" / f"lengths-{name}"
     build_folder(folder, lambda part: _measure(contexts, tokenizer, part / _FILE))
     return np.load(folder / _FILE)
 
 
-def _measure(
-    contexts: Iterator[Sequence[Example]], tokenizer: RefragTokenizer, path: Path
-) -> None:
+def _measure(contexts: Iterator[Sequence[Example]], tokenizer: RefragTokenizer, path: Path) -> None:
     lengths = [np.zeros(0, dtype=np.int64)]
     while chunk := list(islice(contexts, _AT_ONCE)):
         lengths.append(context_lengths(chunk, tokenizer))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,8 +15,28 @@ from refrag_lightning.data.stream import Stream
 from refrag_lightning.data.worker import BatchDataset, StreamBatches, as_it_is
 
 
+class MicroBatch(NamedTuple):
+    """A batch of an accumulated gradient, with all batches that the optimiser's step is made of.
+
+    A target is to weigh the same in each of them, so the first one already has to know how many
+    targets there are in all.
+
+    Attributes:
+        batch: The batch.
+        index: Which of the step's batches it is.
+        step: The step's batches, in order.
+    """
+
+    batch: Any
+    index: int
+    step: Sequence[Any]
+
+
 class ResumableLoader:
     """What the two loaders below share: where they stand.
+
+    Where gradients are accumulated over several batches, it gives each as a `MicroBatch`, and
+    `ResumableDataModule` hands the module what is in it.
 
     Lightning asks for an iterator more than once at the beginning of an epoch, and before it has
     restored its own counters (`Trainer.estimated_stepping_batches` does). So an epoch counts as
@@ -56,7 +77,24 @@ class ResumableLoader:
         done = self._batches_since_begin()
         if done:
             self.begin = self._next_epoch(self._at(done)) | {"processed": self._processed()}
-        return self._batches()
+        return self._micro_batches(self._batches(), self.begin["batch"])
+
+    def _micro_batches(self, batches: Iterator[Any], place: int) -> Iterator[Any]:
+        """Yields batches from the epoch's batch `place` on, fetching those of a step together."""
+        while True:
+            accumulated = self.trainer.accumulate_grad_batches
+            # As in Lightning, steps are counted from the epoch's first batch, and its last one
+            # ends a step.
+            size = accumulated - place % accumulated
+            limit = self.trainer.limit_train_batches
+            if not isinstance(limit, int):
+                limit = self.trainer.num_training_batches
+            step = list(islice(batches, int(max(1, min(size, limit - place)))))
+            if not step:
+                return
+            for index, batch in enumerate(step):
+                yield batch if accumulated == 1 else MicroBatch(batch, index, step)
+            place += len(step)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was trained on, of every rank."""
@@ -243,8 +281,9 @@ class ResumableStreamLoader(ResumableLoader):
                 "workers": list(states),
                 "turn": (share + 1) % len(states),
             }
-            # Lightning fetches one batch ahead where there is no length, never more.
-            self._recent.pop(number - 4, None)
+            # A step's batches are fetched together, and Lightning fetches one batch ahead where
+            # there is no length, never more.
+            self._recent.pop(number - 4 - self.trainer.accumulate_grad_batches, None)
             yield batch
             if number == left:
                 return

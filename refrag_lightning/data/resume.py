@@ -28,6 +28,9 @@ Neither the order nor the workers touch the global random state. Random numbers 
 set's `__getitem__` or in `collate` (from torch, numpy or random) are seeded by (seed, epoch,
 batch), so they too are the same after a resume.
 
+Where gradients are accumulated (`trainer.accumulate_grad_batches`), the batches of an optimiser's
+step are fetched together, so that the module can count their targets before the first of them.
+
 An epoch of a stream is one reading of it, or `batches_per_epoch` batches, the reading starting
 again whenever the text runs out. Several ranks need the latter, since their shares may differ in
 length. A data set may be resumed with another `num_workers`; a stream may not.
@@ -41,6 +44,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from refrag_lightning.data.loaders import (
+    MicroBatch,
     ResumableDataLoader,
     ResumableLoader,
     ResumableStreamLoader,
@@ -184,6 +188,15 @@ class ResumableDataModule(LightningDataModule):
             pin_memory=self.pin_memory,
             generator=torch.Generator(),
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Tells the module which batches the optimiser's step is made of, where it accumulates."""
+        if not isinstance(batch, MicroBatch):
+            return batch
+        assert self.trainer is not None
+        if hasattr(self.trainer.lightning_module, "begin_micro_batch"):
+            self.trainer.lightning_module.begin_micro_batch(batch.index, batch.step)
+        return batch.batch
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int

@@ -272,9 +272,7 @@ class SFTDataModule(ResumableDataModule):
             for rate in self.rates
         ]
 
-    def _collate_eval(
-        self, samples: list[Context], *, split: Split, compression: int
-    ) -> TextBatch:
+    def _collate_eval(self, samples: list[Context], *, split: Split, compression: int) -> TextBatch:
         # The loader seeds each batch by its place, so every rate draws the same passages.
         return collate(
             self._drawn(samples, split, with_prompt=self.generate_eval),
@@ -296,9 +294,7 @@ class SFTDataModule(ResumableDataModule):
             low, high = self.expand_shares
             share = np.random.uniform(low, high) if low < high and split == "train" else None
             for conversation in context:
-                example = self.example(
-                    conversation, passages, split=split, with_prompt=with_prompt
-                )
+                example = self.example(conversation, passages, split=split, with_prompt=with_prompt)
                 if share is not None:
                     example = replace(example, expand=share)
                 examples.append(replace(example, context=number if len(context) > 1 else None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
@@ -53,6 +54,26 @@ def _forward_parameters(kind: Any) -> frozenset[str]:
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; afterwards every submodule is in the mode that it was in.
+
+    For a reading that is to be the same each time, in the middle of a training step: a teacher's.
+    `module.train()` would not bring the modes back, since frozen parts stay in evaluation mode.
+
+    Args:
+        module: Such as a decoder.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 def apply_head(decoder: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The logits that the decoder gives for its final states.
 
@@ -94,13 +115,11 @@ def check_head(decoder: PreTrainedModel) -> None:
         raise ValueError(f"{name} has no output layer or no word embeddings that can be found")
     embedding = word_embeddings(decoder)
     ids = torch.arange(4, device=embedding.weight.device)[None] % embedding.weight.shape[0]
-    was_training = decoder.training
-    decoder.eval()
-    embeds = embedding(ids)
-    expected = decoder(inputs_embeds=embeds, use_cache=False).logits.float()
-    hidden = decoder.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    logits = apply_head(decoder, hidden)
-    decoder.train(was_training)
+    with evaluation_mode(decoder):
+        embeds = embedding(ids)
+        expected = decoder(inputs_embeds=embeds, use_cache=False).logits.float()
+        hidden = decoder.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = apply_head(decoder, hidden)
     # Rounding in half precision is far below the factors that this is to catch.
     if not torch.allclose(logits, expected, rtol=0.02, atol=0.02 * expected.abs().max().item()):
         raise ValueError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from refrag_lightning.model.adapter import add_adapter, base_key, is_adapter_key
 from refrag_lightning.model.base import separate_weights
@@ -110,9 +112,7 @@ class TrainableParts(nn.Module):
             record.train_word_embeddings = True
         self.train(self.training)
 
-    def _add_adapter(
-        self, part: str, setting: str, parts: list[str], lora: dict[str, Any]
-    ) -> None:
+    def _add_adapter(self, part: str, setting: str, parts: list[str], lora: dict[str, Any]) -> None:
         if part not in parts:
             raise ValueError(f"{setting} was given, but parts ({parts}) leave out the {part}")
         present = self.record.adapters.get(part)
@@ -160,10 +160,9 @@ class TrainableParts(nn.Module):
         for part in self.base_models:
             if mode and not requires_gradients(part):
                 part.eval()
-                for module in part.modules():
-                    # Checkpointing looks at the layer's own flag; its dropout is in its children.
-                    if getattr(module, "gradient_checkpointing", False):
-                        module.training = True
+                for layer in _checkpointed(part):
+                    # By this flag the layer checkpoints; it runs in evaluation mode all the same.
+                    layer.training = True
         return self
 
     def gradient_checkpointing_enable(
@@ -172,12 +171,41 @@ class TrainableParts(nn.Module):
         """Recomputes the decoder's activations in the backward pass instead of storing them."""
         arguments = gradient_checkpointing_kwargs or {"use_reentrant": False}
         _renamed(self.decoder, "checkpointing_enable")(arguments, **options)
+        for layer in _checkpointed(self.decoder):
+            function = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = partial(_in_its_parts_mode, layer, function)  # type: ignore[assignment]
         self.train(self.training)
 
     def gradient_checkpointing_disable(self) -> None:
         """Stores the decoder's activations again."""
         _renamed(self.decoder, "checkpointing_disable")()
         self.train(self.training)
+
+
+def _checkpointed(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The layers whose activations are computed again in the backward pass."""
+    layers = (part for part in model.modules() if isinstance(part, GradientCheckpointingLayer))
+    return [layer for layer in layers if layer.gradient_checkpointing]
+
+
+def _in_its_parts_mode(
+    layer: nn.Module, checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any
+) -> Any:
+    """Checkpoints a layer whose own dropout is on only where that of its parts is.
+
+    Some layers (OPT's) have dropout of their own, which goes by the flag that turns checkpointing
+    on; a frozen layer would then have dropout.
+    """
+
+    def in_mode(*args: Any) -> Any:
+        before = layer.training
+        layer.training = any(part.training for part in layer.children())
+        try:
+            return run(*args)
+        finally:
+            layer.training = before
+
+    return checkpoint(in_mode, *args)
 
 
 def _renamed(decoder: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from refrag_lightning.retrieval.keys import state_key, text_key
 from refrag_lightning.retrieval.stored_rows import StoredRows
+from refrag_lightning.text import sentences
 from refrag_lightning.text.assemble import DocumentPiece
 from refrag_lightning.text.batch import TextTrace
 
@@ -64,6 +65,7 @@ def state_settings(model: RefragModel, tokenizer: RefragTokenizer) -> dict[str, 
     }
     if tokenizer.chunk_by == "sentence":
         settings["max_sentence"] = tokenizer.max_sentence
+        settings["sentences"] = sentences.VERSION
     if tokenizer.chunk_by == "decoder":
         settings["decoder_tokenizer"] = tokenizer.plain_decoder.fingerprint
     if config.pooling == "attention":

@@ -11,7 +11,8 @@ reader of the full text is that of xRAG (arXiv 2405.13792).
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from refrag_lightning.data.alignment_batch import AlignmentBatch, NoSpansError
 from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import without_adapter
-from refrag_lightning.model.decoder import embedding_slices, word_embeddings
+from refrag_lightning.model.decoder import embedding_slices, evaluation_mode, word_embeddings
 from refrag_lightning.model.losses import (
     argmax_cross_entropy,
     explained_variance,
@@ -31,7 +32,6 @@ from refrag_lightning.model.losses import (
     span_kld,
 )
 from refrag_lightning.text.batch import RefragBatch
-from refrag_lightning.training.across_ranks import global_means
 from refrag_lightning.training.alignment_metrics import STUDENTS, AlignmentMetrics, replaced, report
 from refrag_lightning.training.reader import ReaderModule
 
@@ -42,18 +42,18 @@ _NEAREST_SPANS = 128
 class AlignmentModule(ReaderModule):
     """Aligns projected encoder states with decoder embeddings.
 
-        encoder: Name, folder or layers of an encoder (see `ReaderModule`).
-        encoder: Name or folder of an encoder.
-        decoder: Name or folder of a causal language model.
-        mse_weight: Weight of the MSE between span means.
-        kld_weight: Weight of the KLD between next-token distributions.
-        kld_temperature: Divides both sides' logits.
-        kld_direction: `forward` is KL(teacher || student).
-        ce_weight: Weight of the cross-entropy against the teacher's most likely token.
-        kld_start: Optimiser step from which the decoder is run; before it only the MSE counts.
-        kld_texts: Texts of a training batch that the decoder reads; all if None.
-        **kwargs: Where the model comes from, what trains (the teacher is the decoder without its
-            `lora`) and the optimiser's settings; see `ReaderModule`.
+    encoder: Name, folder or layers of an encoder (see `ReaderModule`).
+    encoder: Name or folder of an encoder.
+    decoder: Name or folder of a causal language model.
+    mse_weight: Weight of the MSE between span means.
+    kld_weight: Weight of the KLD between next-token distributions.
+    kld_temperature: Divides both sides' logits.
+    kld_direction: `forward` is KL(teacher || student).
+    ce_weight: Weight of the cross-entropy against the teacher's most likely token.
+    kld_start: Optimiser step from which the decoder is run; before it only the MSE counts.
+    kld_texts: Texts of a training batch that the decoder reads; all if None.
+    **kwargs: Where the model comes from, what trains (the teacher is the decoder without its
+        `lora`) and the optimiser's settings; see `ReaderModule`.
     """
 
     model: RefragModel | None  # type: ignore[assignment]
@@ -118,9 +118,10 @@ class AlignmentModule(ReaderModule):
         student_PD, teacher_PD = self._span_means(batch, student_BSD, teacher_BSD)
         means = {"mse": F.mse_loss(student_PD, teacher_PD)}
         figures: dict[str, Any] = {}
-        weights: dict[str, Any] = {"mse": batch.num_spans}
-        if self.global_step >= self.kld_start and (self.weights["kld"] or self.weights["ce"]):
-            num_texts = min(self.kld_texts or batch.num_texts, batch.num_texts)
+        weights: dict[str, Any] = {}
+        counts = self.count_targets(batch)
+        if self._reads_decoder():
+            num_texts = self._num_read(batch)
             teacher_PV = self._teacher_logits(batch, teacher_BSD, num_texts)
             student_PV = self._student_logits(batch, student_BSD, num_texts)
             if self.weights["kld"]:
@@ -130,8 +131,8 @@ class AlignmentModule(ReaderModule):
             with torch.no_grad():
                 same_P = student_PV.argmax(-1) == teacher_PV.argmax(-1)
                 figures["top1"] = same_P.float().mean()
-            weights |= dict.fromkeys(("kld", "ce", "top1"), len(student_PV))
-        shares, losses = global_means(means, weights)
+            weights["top1"] = len(student_PV)
+        shares, losses = self.step_means(means, counts)
         with torch.no_grad():
             mse_of_mean = F.mse_loss(model.mean_embedding().expand_as(teacher_PD), teacher_PD)
             figures["explained_variance"] = explained_variance(means["mse"], mse_of_mean)
@@ -149,6 +150,24 @@ class AlignmentModule(ReaderModule):
             weights=weights,
         )
         return self._total(shares)
+
+    def count_targets(self, batch: AlignmentBatch) -> dict[str, Tensor | float]:
+        """Spans of a batch, and those after which the decoder's two readings are compared."""
+        counts: dict[str, Tensor | float] = {"mse": batch.num_spans}
+        if self._reads_decoder():
+            read = sum(batch.spans_of_texts[: self._num_read(batch)])
+            counts |= dict.fromkeys(("kld", "ce"), read)
+        return counts
+
+    def _reads_decoder(self) -> bool:
+        """Whether this step runs the decoder."""
+        return self.global_step >= self.kld_start and bool(
+            self.weights["kld"] or self.weights["ce"]
+        )
+
+    def _num_read(self, batch: AlignmentBatch) -> int:
+        """Texts of a training batch that the decoder reads."""
+        return min(self.kld_texts or batch.num_texts, batch.num_texts)
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
@@ -193,7 +212,7 @@ class AlignmentModule(ReaderModule):
         if not batch.num_spans:
             raise NoSpansError(f"none of the {batch.num_texts} texts of the batch has a span")
         student_BSD = self.reader.embed(batch.student)
-        with torch.no_grad():
+        with self._as_teacher():
             teacher_BSD = self.reader.get_input_embeddings()(batch.teacher["input_ids"])
         return student_BSD, teacher_BSD
 
@@ -215,8 +234,15 @@ class AlignmentModule(ReaderModule):
         )
 
     def _teacher_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
-        with torch.no_grad(), without_adapter(self.reader.decoder):
+        with self._as_teacher():
             return self._logits(batch.teacher, embeds, batch.teacher_last, batch, num_texts)
+
+    @contextmanager
+    def _as_teacher(self) -> Iterator[None]:
+        """The decoder without its adapter and without dropout, to be read without gradient."""
+        decoder = self.reader.decoder
+        with torch.no_grad(), evaluation_mode(decoder), without_adapter(decoder):
+            yield
 
     def _student_logits(self, batch: AlignmentBatch, embeds: Tensor, num_texts: int) -> Tensor:
         return self._logits(batch.student, embeds, batch.student_last, batch, num_texts)

@@ -14,9 +14,12 @@ A subclass gives the model and the steps, and nothing else:
 
         def training_step(self, batch, batch_idx):
             mean = …                                    # over this rank's targets
-            shares, means = global_means({"loss": mean}, {"loss": num_targets})
+            shares, means = self.step_means({"loss": mean}, self.count_targets(batch))
             self.log_train(means, num_tokens=tokens)
             return shares["loss"]
+
+        def count_targets(self, batch):
+            return {"loss": …}                          # how many the mean above is of
 
 `training/hello.py` is a whole one to begin with. Do not override `state_dict`, `load_state_dict` or
 `configure_callbacks`; call `super()` in the hooks `setup`, `on_fit_start`, `on_train_start`,
@@ -27,7 +30,7 @@ differ after a resume.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from refrag_lightning.model.trainable import TrainableParts
-from refrag_lightning.training.across_ranks import mean_over_ranks, num_ranks
+from refrag_lightning.training.across_ranks import (
+    AccumulatedStep,
+    global_means,
+    mean_over_ranks,
+    num_ranks,
+)
 from refrag_lightning.training.finite import FiniteWatch
 from refrag_lightning.training.gradients import clip_by_norm, clip_by_value
 from refrag_lightning.training.optim import WarmupCosine, adamw, parameter_groups
@@ -92,12 +100,30 @@ class RefragLightningModule(LightningModule):
         self.strict_loading = False
         self._watch = FiniteWatch()
         self._loss_of_all: Any = None
+        # Of the optimiser's step, where it has several micro-batches; see `step_means`.
+        self._micro_batches: Sequence[Any] = ()
+        self._micro_batch = 0
+        self._step: AccumulatedStep | None = None
         self.save_hyperparameters()
 
     # What a subclass gives
 
     def configure_model(self) -> None:
         """Builds `self.model` unless it is there; freezes what does not train."""
+        raise NotImplementedError
+
+    def count_targets(self, batch: Any) -> dict[str, Tensor | float]:
+        """How many targets, or their summed weight, the mean of each loss of a batch is of.
+
+        What `step_means` gets; needed where gradients are accumulated. It is called on the CPU, for
+        all batches of an optimiser's step before the first one is trained on.
+
+        Args:
+            batch: A training batch.
+
+        Returns:
+            Name of a loss -> number.
+        """
         raise NotImplementedError
 
     def export(self, folder: Path) -> None:
@@ -123,6 +149,58 @@ class RefragLightningModule(LightningModule):
         """Further lines on what is about to be done, printed at the start of a run."""
         return []
 
+    # Means over an optimiser's step
+
+    def begin_micro_batch(self, index: int, step: Sequence[Any]) -> None:
+        """Notes which micro-batch of an accumulated gradient comes next; data modules call it.
+
+        Args:
+            index: Its place among the step's batches.
+            step: The step's batches, in order.
+        """
+        if index == 0 or step is not self._micro_batches:
+            self._step = None
+        self._micro_batch, self._micro_batches = index, step
+
+    def step_means(
+        self, means: Mapping[str, Tensor], counts: Mapping[str, Tensor | float]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Turns means over a batch's targets into shares of the means over an optimiser's step.
+
+        Each target of the step then weighs the same, whichever rank and micro-batch it is in; see
+        `across_ranks`. To be called once in a training step, on every rank.
+
+        Args:
+            means: Name -> mean over this rank's targets, a scalar with a gradient. Every rank has
+                to give the same names.
+            counts: Name -> how many targets, or their summed weight, the mean is of: what
+                `count_targets` gives.
+
+        Returns:
+            The shares, to be summed up and returned by the step; and the means over all ranks and
+            the step's micro-batches so far, without gradient, to be logged.
+
+        Raises:
+            ValueError: If gradients are accumulated, but the data does not say over which batches.
+        """
+        num_batches = self.trainer.accumulate_grad_batches
+        if num_batches == 1:
+            self._step = None
+            return global_means(means, counts)
+        is_last = self._micro_batch + 1 == len(self._micro_batches)
+        # As Lightning decides whether the optimiser steps after this batch.
+        if not self._micro_batches or is_last == self.trainer.fit_loop._should_accumulate():
+            raise ValueError(
+                f"trainer.accumulate_grad_batches ({num_batches}) needs a ResumableDataModule, "
+                "which gives the batches of an optimiser's step together, and may not change "
+                "while an epoch begins"
+            )
+        if self._step is None:
+            counted = [self.count_targets(batch) for batch in self._micro_batches]
+            totals = {name: sum(count[name] for count in counted) for name in means}
+            self._step = AccumulatedStep(totals, num_batches=num_batches, device=self.device)
+        return self._step.means(means, counts)
+
     # Logging
 
     def log_train(
@@ -135,20 +213,26 @@ class RefragLightningModule(LightningModule):
         """Logs `train/<name>` for each metric, every `log_every_n_steps`, and counts tokens.
 
         To be called once a step, on every rank. A metric that a batch has no value of (a task that
-        it lacks) is not logged for it. What is logged is the mean over the ranks that have a value.
+        it lacks) is not logged for it. What is logged is the mean over the ranks that have a value,
+        and over the micro-batches of an optimiser's step.
 
         Args:
             metrics: Name -> scalar, float or torchmetrics metric. `loss` is to be the global one
-                (see `across_ranks.global_means`): every rank looks whether it is finite.
+                (see `step_means`): every rank looks whether it is finite.
             num_tokens: Tokens of this batch on this rank, for the tokens per second.
             weights: Name -> what a metric is the mean of on this rank, such as the number of
-                targets; ranks count the same for a name that is left out.
+                targets; for a name that is left out ranks count the same, and it is that of the
+                whole step, as `step_means` gives it.
         """
         self.num_tokens += num_tokens
+        ends_step = True
+        if self._step is not None:
+            metrics, weights = self._step.figures(metrics, weights or {})
+            ends_step = self._micro_batch + 1 == len(self._micro_batches)
         if num_ranks() > 1:
             self._loss_of_all = metrics.get("loss")
             every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if every and (self.global_step + 1) % every == 0:
+            if every and ends_step and (self.global_step + 1) % every == 0:
                 values = {k: v for k, v in metrics.items() if isinstance(v, Tensor | float | int)}
                 metrics = metrics | mean_over_ranks(values, weights or {}, device=self.device)
         # A number would be brought to the device by Lightning, which waits for the device.

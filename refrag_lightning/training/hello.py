@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from refrag_lightning.data.resume import ResumableDataModule
-from refrag_lightning.training.across_ranks import gather, global_means, num_ranks
+from refrag_lightning.training.across_ranks import gather, num_ranks
 from refrag_lightning.training.base import RefragLightningModule
 
 Batch = tuple[Tensor, Tensor]
@@ -78,13 +78,18 @@ class HelloModule(RefragLightningModule):
             self.model = nn.Linear(1, 1)
 
     # (3) One step: the mean over this process's samples, turned into its share of the mean over all
-    # processes' samples, so that each sample weighs the same wherever it is.
+    # samples of the optimiser's step, so that each weighs the same whichever process has it, and
+    # whichever batch where a gradient is accumulated over several.
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of the squared error, logged as `train/loss`."""
         errors_B = self._errors(batch)
-        shares, means = global_means({"loss": errors_B.mean()}, {"loss": len(errors_B)})
+        shares, means = self.step_means({"loss": errors_B.mean()}, self.count_targets(batch))
         self.log_train(means, num_tokens=len(errors_B))
         return shares["loss"]
+
+    def count_targets(self, batch: Batch) -> dict[str, Tensor | float]:
+        """How many samples the loss of a batch is the mean of."""
+        return {"loss": len(batch[0])}
 
     # (4) Validation: a torchmetrics metric gathers, and counts each sample of any process once.
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

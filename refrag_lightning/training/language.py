@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ from refrag_lightning.evaluation.metrics import AnswerScores
 from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import is_adapter_key, without_adapter
+from refrag_lightning.model.decoder import evaluation_mode
 from refrag_lightning.model.generation import stop_ids
 from refrag_lightning.model.load import load
 from refrag_lightning.model.losses import TargetLosses, target_losses
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.plain import control_tokens
-from refrag_lightning.training.across_ranks import global_means
 from refrag_lightning.training.language_metrics import TargetSums
 from refrag_lightning.training.reader import ReaderModule
 
@@ -40,8 +41,10 @@ class LanguageModule(ReaderModule):
         ce_weight: Weight of the cross-entropy.
         kl_weight: Weight of KL(teacher || student), where there is a teacher.
         kl_temperature: Divides both sides' logits in the KL, which is multiplied by its square.
-        teacher: Whom the KL is taken from: `none`; `self`, the same decoder without its adapter,
-            reading documents as text; or the name or folder of a model with the same vocabulary.
+        teacher: Whom the KL is taken from, reading documents as text, in evaluation mode: `none`;
+            `self`, the same decoder without its adapter; `same`, the same decoder with it, so that
+            both sides have the same weights; or the name or folder of a model with the same
+            vocabulary. Without an adapter `self` and `same` are one.
         task_weights: Weight of each target by its task, such as `{reconstruct: 0.5}`; 1 for a task
             that is not named.
         max_new_tokens: Longest answer that validation generates, where the data has prompts.
@@ -115,7 +118,7 @@ class LanguageModule(ReaderModule):
             return
         if self.teacher == "self":
             self._refuse_adapter_on_head()
-        else:
+        elif self.teacher != "same":
             self.teacher_model = self._load_teacher()
 
     def describe(self) -> list[str]:
@@ -134,7 +137,7 @@ class LanguageModule(ReaderModule):
         total = weights_P.sum()
         # A batch all of whose tasks weigh 0 teaches nothing, but is no NaN.
         mean = (loss_P * weights_P).sum() / total.clamp(min=1e-8)
-        shares, means = global_means({"loss": mean}, {"loss": total})
+        shares, means = self.step_means({"loss": mean}, {"loss": total})
         with torch.no_grad():
             nll = losses.nll_P.mean()
             figures = {"nll": nll, "top1": losses.hits_P.float().mean()}
@@ -148,6 +151,10 @@ class LanguageModule(ReaderModule):
                 figures[f"nll/{task}"], weights[f"nll/{task}"] = value, count
         self.log_train(means | figures, num_tokens=batch.num_tokens, weights=weights)
         return shares["loss"]
+
+    def count_targets(self, batch: TextBatch) -> dict[str, Tensor | float]:
+        """The summed weight of a batch's targets."""
+        return {"loss": self._weights(batch).sum()}
 
     def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures held-out texts, and generates answers where the batch has prompts."""
@@ -241,11 +248,19 @@ class LanguageModule(ReaderModule):
         loss_P = self.ce_weight * losses.nll_P
         if losses.kl_P is not None:
             loss_P = loss_P + self.kl_weight * losses.kl_P
+        return loss_P, self._weights(batch)
+
+    def _weights(self, batch: TextBatch) -> Tensor:
+        """The weight of each target, (P,)."""
+        device = batch.targets.device
         if not self.task_weights:
-            return loss_P, torch.ones_like(loss_P)
+            return torch.ones(batch.targets.shape, device=device)
         # Filled in on the device: a list of numbers brought there would wait for it.
-        weights = [loss_P.new_full((1,), self.task_weights.get(task, 1.0)) for task in batch.tasks]
-        return loss_P, torch.cat(weights).index_select(0, batch.task_ids)
+        weights = [
+            torch.full((1,), self.task_weights.get(task, 1.0), device=device)
+            for task in batch.tasks
+        ]
+        return torch.cat(weights).index_select(0, batch.task_ids)
 
     # The teacher
 
@@ -256,14 +271,18 @@ class LanguageModule(ReaderModule):
             return None, None
         if batch.teacher is None or batch.teacher_predicting is None:
             raise ValueError(f"teacher ({self.teacher!r}) is set, but the data has no teacher side")
-        assert self.model is not None
-        if self.teacher_model is not None:
-            hidden_BSD = _reads_text(self.teacher_model, batch.teacher)
-            head = self.teacher_model.head
-        else:
-            with without_adapter(self.model.decoder):
-                hidden_BSD = _reads_text(self.model, batch.teacher)
-            head = self.model.head
+        teacher = self.model if self.teacher_model is None else self.teacher_model
+        assert teacher is not None
+        decoder = teacher.decoder
+
+        def head(hidden_CD: Tensor) -> Tensor:
+            # An adapter on the head may have dropout too.
+            with evaluation_mode(decoder.get_output_embeddings()):
+                return teacher.head(hidden_CD)
+
+        off = without_adapter(decoder) if self.teacher == "self" else nullcontext()
+        with evaluation_mode(decoder), off:
+            hidden_BSD = _reads_text(teacher, batch.teacher)
         return hidden_BSD.flatten(0, 1).index_select(0, batch.teacher_predicting), head
 
     def _refuse_adapter_on_head(self) -> None:

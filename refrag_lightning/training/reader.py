@@ -123,7 +123,11 @@ class ReaderModule(RefragLightningModule):
             "chunk_by": chunk_by,
             "num_slots": num_slots,
         }
-        self.build: dict[str, Any] = {"pooling": pooling, "row_order": row_order, "projector": projector}
+        self.build: dict[str, Any] = {
+            "pooling": pooling,
+            "row_order": row_order,
+            "projector": projector,
+        }
         self.decoder_dtype = decoder_dtype
         self.attn_implementation = attn_implementation
         usual = ["decoder"] if self.plain else list(self.usually_trains)

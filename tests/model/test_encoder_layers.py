@@ -86,7 +86,8 @@ def test_without_causality_a_state_sees_what_follows():
     for causal in (True, False):
         model, tokenizer = build(causal=causal)
         first, second = (
-            tokenizer([f"<doc>{text}</doc>"])["encoder_input_ids"] for text in ("a b c d", "a b c e")
+            tokenizer([f"<doc>{text}</doc>"])["encoder_input_ids"]
+            for text in ("a b c d", "a b c e")
         )
         assert first[0, 0] == second[0, 0] and first[0, -1] != second[0, -1]
         # With and without padding: then there is no mask, and each layer's own flag decides.
@@ -154,7 +155,10 @@ def test_a_chat_template_of_ones_own_is_kept_in_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoder": {"layers_of": "tiny/decoder", "num_layers": 99}}, r"num_layers \(99\) is more"),
+        (
+            {"encoder": {"layers_of": "tiny/decoder", "num_layers": 99}},
+            r"num_layers \(99\) is more",
+        ),
         ({"encoder": {"layers_of": "tiny/decoder", "num_layers": 0}}, r"num_layers \(0\)"),
         ({"encoder": LAYERS, "row_order": True, "pooling": "last"}, "row_order"),
         ({"encoder": LAYERS, "row_order": True, "chunk_by": "sentence"}, "row_order"),
@@ -162,9 +166,7 @@ def test_a_chat_template_of_ones_own_is_kept_in_the_folder(tmp_path):
 )
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
-        RefragModel.from_encoder_decoder(
-            **{"decoder": "tiny/decoder", "compression": 4, **options}
-        )
+        RefragModel.from_encoder_decoder(**{"decoder": "tiny/decoder", "compression": 4, **options})
 
 
 def test_layers_as_an_object_are_the_same():

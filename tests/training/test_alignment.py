@@ -174,6 +174,22 @@ def test_teacher_is_the_decoder_without_its_adapter():
     assert not torch.allclose(student, plain._student_logits(batch, plain._embed(batch)[0], 3))
 
 
+def test_a_teacher_has_no_dropout_though_its_student_has():
+    module = _module(train=["projector", "decoder"], lora={"r": 2})
+    for part in module.model.decoder.modules():
+        if hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.5
+    batch = _batch(module)
+    student, teacher = module._embed(batch)
+    expected = module._teacher_logits(batch, teacher, 3)
+    module.on_fit_start()
+    modes = {name: part.training for name, part in module.named_modules()}
+    assert torch.equal(module._teacher_logits(batch, teacher, 3), expected)
+    assert {name: part.training for name, part in module.named_modules()} == modes
+    first, second = (module._student_logits(batch, student, 3) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
 def _fit(tmp_path, module, data, **options):
     trainer = lightning.Trainer(
         default_root_dir=tmp_path,

@@ -4,7 +4,9 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from refrag_lightning import hub
 from refrag_lightning.data.examples import Example, collate
 from refrag_lightning.evaluation.metrics import answer_scores
 from refrag_lightning.model.plain import PlainModel
@@ -116,6 +118,94 @@ def test_packed_texts_have_the_same_loss():
     packed = make(module, line_length=120)
     assert packed.student["input_ids"].shape[0] < 3
     torch.testing.assert_close(module.training_step(packed, 0), loss)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "opt"])
+def with_dropout(request, tmp_path_factory):
+    """A decoder with dropout and the tiny decoder's vocabulary, as a folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizer = AutoTokenizer.from_pretrained(hub.resolve("tiny/decoder").path)
+    tokenizer.save_pretrained(folder)
+    common = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 0}
+    sizes = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+        "opt": {
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 48,
+            "max_position_embeddings": 256,
+        },
+    }
+    config = AutoConfig.for_model(request.param, **common, **sizes[request.param])
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    decoder.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("teacher", ["self", "same", "other"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_teacher_has_no_dropout_though_its_student_has(with_dropout, teacher, checkpointing):
+    """Its reading is that of evaluation mode, and each part is in the mode that it was in."""
+    lora = {"r": 2, "dropout": 0.5, "target_modules": "all-linear"}
+    module = build(
+        decoder=with_dropout,
+        teacher=with_dropout if teacher == "other" else teacher,
+        train=["projector", "decoder"],
+        lora=lora,
+        activation_checkpointing=checkpointing,
+    )
+    perturb_adapter(module.model)
+    batch = make(module, teacher=True)
+    expected, head = module._teach(batch)
+    logits = head(expected)
+    module.on_fit_start()
+    modes = {name: part.training for name, part in module.named_modules()}
+    assert modes["model.decoder"] and not modes["model.encoder"]
+    student = module.model.hidden(batch.student)
+    assert not torch.equal(student, module.model.hidden(batch.student))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    for _ in range(2):
+        got, head = module._teach(batch)
+        assert torch.equal(got, expected) and not got.requires_grad
+        assert torch.equal(head(got), logits)
+    assert torch.equal(torch.get_rng_state(), state)
+    module.training_step(batch, 0).backward()
+    assert {name: part.training for name, part in module.named_modules()} == modes
+    # Only `same` is what the model itself makes of the texts.
+    whole = make(module, expand="all")
+    own = module.model.eval().hidden(whole.student).flatten(0, 1)[whole.predicting]
+    assert torch.allclose(own, expected, atol=1e-4) == (teacher == "same")
+
+
+def test_the_same_decoder_teaches_itself_to_read_rows(with_dropout):
+    """With its adapter on: a student that reads documents as text has nothing to learn."""
+    lora = {"r": 2, "dropout": 0.5, "target_modules": ["q_proj", "lm_head"]}
+    module = build(encoder=None, teacher="same", ce_weight=0.0, lora=lora)
+    perturb_adapter(module.model)
+    batch = make(module, teacher=True)
+    assert module.training_step(batch, 0).item() == pytest.approx(0, abs=1e-6)
+    options = {"decoder": with_dropout, "train": ["projector", "decoder"], "lora": {"r": 2}}
+    module = build(teacher="same", ce_weight=0.0, **options)
+    perturb_adapter(module.model)
+    assert module.training_step(make(module, expand="all", teacher=True), 0).item() < 1e-5
+    assert module.training_step(make(module, teacher=True), 0).item() > 0.01
+
+
+def test_a_frozen_decoder_has_no_dropout_where_activations_are_computed_again(with_dropout):
+    module = build(train=["projector"], decoder=with_dropout, activation_checkpointing=True)
+    batch = make(module)
+    before = module.model.hidden(batch.student)
+    module.on_fit_start()
+    assert torch.equal(module.model.hidden(batch.student), before)
+    module.training_step(batch, 0).backward()
 
 
 @pytest.mark.parametrize("line_length", [None, 160])

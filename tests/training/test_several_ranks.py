@@ -17,6 +17,8 @@ FILE = {"trainer.strategy.class_path": "refrag_lightning.training.ShardedStrateg
 SHARDS = FILE | {"trainer.strategy.init_args.save_distributed_checkpoint": "true"}
 LORA = {"steps": 20, "model.lora": "{r: 2}", "model.teacher": "self"}
 BREAK = {"model.break_at": 9}
+# Three batches a step, the epoch's last step one.
+ACCUMULATED = {"trainer.accumulate_grad_batches": 3, "trainer.gradient_clip_val": 0.5}
 
 
 def align(name, *, batch_size, devices):
@@ -62,6 +64,8 @@ def runs(tmp_path_factory):
         rivers("ddp", batch_size=1, **LORA),
         rivers("sharded-lora", batch_size=1, **FILE, **LORA),
         rivers("sharded", batch_size=1, **SHARDS),
+        rivers("accumulated", batch_size=1, steps=16, **ACCUMULATED),
+        rivers("sharded-accumulated", batch_size=1, steps=16, **FILE, **ACCUMULATED),
         rivers("broken", batch_size=1, **SHARDS, **BREAK),
         rivers("broken-file", batch_size=1, **FILE, **BREAK),
         [*TOY, "--name=toy"],
@@ -84,6 +88,8 @@ def runs(tmp_path_factory):
         main(align("align-1", batch_size=16, devices=1))
         main(rivers("ddp-1", batch_size=2, **LORA))
         main(rivers("sharded-1", batch_size=2))
+        clip = {"trainer.gradient_clip_val": 0.5, "trainer.val_check_interval": 14}
+        main(rivers("large", batch_size=6, steps=16, **clip))
     return folder
 
 
@@ -140,6 +146,14 @@ def test_two_ranks_learn_as_one_with_the_same_global_batch(runs, two, one, steps
         assert curve(runs, two, metric) == pytest.approx(curve(runs, one, metric), rel=1e-3)
     for metric in ("val/coverage", "val/mse", "val/r2", "train/coverage", "train/tokens"):
         assert curve(runs, two, metric) == pytest.approx(curve(runs, one, metric), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["accumulated", "sharded-accumulated"])
+def test_accumulated_batches_of_two_ranks_are_one_large_batch(runs, name):
+    for metric in ("train/loss", "train/nll", "train/grad_norm", "train/top1"):
+        expected = curve(runs, "large", metric)
+        assert len(expected) == 16
+        assert curve(runs, name, metric) == pytest.approx(expected, rel=2e-3), metric
 
 
 def test_all_parts_train_though_one_rank_never_has_documents(runs):
