@@ -218,7 +218,8 @@ def short_name(path: str) -> str:
 
 def _name_of(model: Any) -> str | None:
     if isinstance(model, Mapping):
-        return f"the first {model.get('num_layers', 8)} layers of {short_name(str(model.get('layers_of')))}"
+        name = short_name(str(model.get("layers_of")))
+        return f"the first {model.get('num_layers', 8)} layers of {name}"
     return None if model is None else short_name(str(model))
 
 

@@ -1,11 +1,11 @@
 """Loading and saving: base models plus what differs from them, in one folder.
 
 The folder holds `config.json`, `model.safetensors` with what differs from the bases (`projector.*`
-always, `encoder.*` and `decoder.*` where they trained), and in peft's own layout `adapter/` where the
-decoder has a LoRA and `encoder_adapter/` where the encoder has one. A full folder holds every weight and the decoder's `generation_config.json`, which
-otherwise come from the bases. Loading refuses bases that are not the ones it was trained on, and a
-file that does not hold exactly what differs: transformers itself would leave random weights, with a
-warning.
+always, `encoder.*` and `decoder.*` where they trained), and in peft's own layout `adapter/` where
+the decoder has a LoRA and `encoder_adapter/` where the encoder has one. A full folder holds every
+weight and the decoder's `generation_config.json`, which otherwise come from the bases. Loading
+refuses bases that are not the ones it was trained on, and a file that does not hold exactly what
+differs: transformers itself would leave random weights, with a warning.
 """
 
 from __future__ import annotations

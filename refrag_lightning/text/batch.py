@@ -21,8 +21,8 @@ belongs to alone, or -1 (shared, padding) |
 | `row_states` | (C, m, E) | optional; states given from outside, before the projector |
 
 Where texts share a beginning (several questions behind one context), it stands once, and each text
-goes on behind it as if it were alone: `position_ids` count on from it, a text sees the beginning and
-itself.
+goes on behind it as if it were alone: `position_ids` count on from it, a text sees the beginning
+and itself.
 
 Where texts are packed, B counts lines that hold several texts each, in any order; `segment_ids`
 say which. A text's first token has no label, since nothing stands before it that could predict it.

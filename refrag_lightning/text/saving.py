@@ -72,8 +72,9 @@ def by_name(
     """Loads both tokenizers by Hugging Face name or folder.
 
     Returns:
-        The encoder's tokenizer (the decoder's, where it is made of its layers), the decoder's, and the most tokens that the encoder reads at once,
-        special tokens counted; None twice where there is no encoder.
+        The encoder's tokenizer (the decoder's, where it is made of its layers), the decoder's, and
+        the most tokens that the encoder reads at once, special tokens counted; None twice where
+        there is no encoder.
 
     Raises:
         ModelNotFoundError: If a name is neither a folder, nor an offline copy, nor on the Hub.

@@ -36,7 +36,8 @@ class LanguageModule(ReaderModule):
     """Trains a reader on the targets of texts; see `PretrainModule` and `SFTModule`.
 
     Args:
-        encoder: Name, folder or layers of an encoder (see `ReaderModule`); null for the decoder alone, where that is possible.
+        encoder: Name, folder or layers of an encoder (see `ReaderModule`); null for the
+            decoder alone, where that is possible.
         decoder: Name or folder of a causal language model.
         ce_weight: Weight of the cross-entropy.
         kl_weight: Weight of KL(teacher || student), where there is a teacher.

@@ -1,4 +1,4 @@
-"""An encoder made of a causal language model's first layers: shared weights, its LoRA, its folder."""
+"""An encoder made of a causal language model's first layers: shared weights, LoRA, folder."""
 
 import pytest
 import torch
