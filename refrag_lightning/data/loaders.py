@@ -23,12 +23,12 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         batch: The batch.
-        index: Which of the step's batches it is.
+        number: Which of the step's batches it is.
         step: The step's batches, in order.
     """
 
     batch: Any
-    index: int
+    number: int
     step: Sequence[Any]
 
 
@@ -92,8 +92,8 @@ class ResumableLoader:
             step = list(islice(batches, int(max(1, min(size, limit - place)))))
             if not step:
                 return
-            for index, batch in enumerate(step):
-                yield batch if accumulated == 1 else MicroBatch(batch, index, step)
+            for number, batch in enumerate(step):
+                yield batch if accumulated == 1 else MicroBatch(batch, number, step)
             place += len(step)
 
     def state_dict(self) -> dict[str, Any]:

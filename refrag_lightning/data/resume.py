@@ -194,8 +194,9 @@ class ResumableDataModule(LightningDataModule):
         if not isinstance(batch, MicroBatch):
             return batch
         assert self.trainer is not None
-        if hasattr(self.trainer.lightning_module, "begin_micro_batch"):
-            self.trainer.lightning_module.begin_micro_batch(batch.index, batch.step)
+        begin: Any = getattr(self.trainer.lightning_module, "begin_micro_batch", None)
+        if begin is not None:
+            begin(batch.number, batch.step)
         return batch.batch
 
     def transfer_batch_to_device(

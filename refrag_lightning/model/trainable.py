@@ -172,8 +172,9 @@ class TrainableParts(nn.Module):
         arguments = gradient_checkpointing_kwargs or {"use_reentrant": False}
         _renamed(self.decoder, "checkpointing_enable")(arguments, **options)
         for layer in _checkpointed(self.decoder):
-            function = layer._gradient_checkpointing_func
-            layer._gradient_checkpointing_func = partial(_in_its_parts_mode, layer, function)  # type: ignore[assignment]
+            function: Any = layer._gradient_checkpointing_func
+            own: Any = partial(_in_its_parts_mode, layer, function)
+            layer._gradient_checkpointing_func = own
         self.train(self.training)
 
     def gradient_checkpointing_disable(self) -> None:

@@ -14,6 +14,7 @@ from refrag_lightning.retrieval.keys import document_key
 from refrag_lightning.retrieval.passages import Passage, PassageSplitter
 from refrag_lightning.retrieval.sources import SourceDocument
 from refrag_lightning.retrieval.store import PassageStore
+from refrag_lightning.text import sentences
 
 # Passages, or documents that go, which are written at once.
 _COMMIT = 2000
@@ -64,7 +65,12 @@ def apply_changes(
     seen: set[str] = set()
     for document in documents:
         key = document_key(
-            document.title, document.text, document.source, splitter.words, splitter.overlap
+            document.title,
+            document.text,
+            document.source,
+            splitter.words,
+            splitter.overlap,
+            sentences.VERSION,
         )
         changes.read += 1
         seen.add(document.id)

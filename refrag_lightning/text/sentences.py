@@ -33,7 +33,7 @@ _END = re.compile(
 _LINE_ENDS = re.compile(r"[^\S\n]*\n")
 _WORD_BEFORE = re.compile(r"[^\W_](?:[^\W_]|[.’'-]){0,19}$")
 _WORD_AFTER = re.compile(r"""\s{1,8}["'“‘«(\[]{0,2}(\w{0,20})(\.?)""")
-_INITIALS = re.compile(r"(?:[^\W\d_]\.){0,5}[^\W\d_]")
+_INITIALS = re.compile(r"(?:[^\W\d_]\.){1,5}[^\W\d_]")
 _ITEM = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})")
 
 
@@ -46,11 +46,11 @@ _LEADING = _words(
     """
     mr mrs ms mx messrs mme mlle dr drs prof rev fr hon pres gov sen rep gen col lt maj capt cmdr
     sgt cpl adm brig supt det insp mt e.g i.e cf viz vs v fig figs eq eqs secs ch chap vol vols ed
-    eds arts ca approx c resp incl esp
+    eds arts ca approx resp incl esp
     """
 )
 # The same where a number or a small letter follows.
-_BEFORE_NUMBERS = _words("no nos p pp art sec")
+_BEFORE_NUMBERS = _words("no nos p pp art sec c")
 # What stands within a sentence or at its end: it ends before a word that begins one.
 _EITHER = _words(
     """
@@ -111,7 +111,8 @@ def _is_end(text: str, start: int, found: re.Match[str]) -> bool:
         return False
     if name in _BEFORE_NUMBERS:
         return following[:1].isupper()
-    if name in _EITHER or word in _DATES or _INITIALS.fullmatch(word):
+    is_initial = len(word) == 1 and word.isupper()
+    if is_initial or name in _EITHER or word in _DATES or _INITIALS.fullmatch(word):
         # "J. A. Smith": an initial begins no sentence.
         return following in _BEGINNINGS and not (dotted and len(following) == 1)
     return True

@@ -41,7 +41,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def global_means(
-    means: Mapping[str, Tensor], counts: Mapping[str, Tensor | int]
+    means: Mapping[str, Tensor], counts: Mapping[str, Tensor | float]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Turns means over this rank's targets into shares of the means over all ranks' targets.
 

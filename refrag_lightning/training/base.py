@@ -151,16 +151,16 @@ class RefragLightningModule(LightningModule):
 
     # Means over an optimiser's step
 
-    def begin_micro_batch(self, index: int, step: Sequence[Any]) -> None:
+    def begin_micro_batch(self, number: int, step: Sequence[Any]) -> None:
         """Notes which micro-batch of an accumulated gradient comes next; data modules call it.
 
         Args:
-            index: Its place among the step's batches.
+            number: Its place among the step's batches.
             step: The step's batches, in order.
         """
-        if index == 0 or step is not self._micro_batches:
+        if number == 0 or step is not self._micro_batches:
             self._step = None
-        self._micro_batch, self._micro_batches = index, step
+        self._micro_batch, self._micro_batches = number, step
 
     def step_means(
         self, means: Mapping[str, Tensor], counts: Mapping[str, Tensor | float]
