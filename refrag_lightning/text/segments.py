@@ -170,7 +170,7 @@ def render_chat(
         placeholders.append({**message, "content": _PLACEHOLDER.format(index)})
         placeholders[-1].pop("train", None)
 
-    def apply(turns: Sequence[Message], opened: bool) -> str:
+    def apply(turns: Sequence[Any], opened: bool) -> str:
         try:
             rendered = tokenizer.apply_chat_template(
                 list(turns), tokenize=False, add_generation_prompt=opened, **template_options
@@ -247,7 +247,7 @@ class _Answer(NamedTuple):
 
 
 def _generation_prompt(
-    apply: Callable[[Sequence[Message], bool], str], turns: Sequence[Message]
+    apply: Callable[[Sequence[Any], bool], str], turns: Sequence[Message]
 ) -> str:
     """The conversation up to where an answer goes."""
     prompt = apply(turns, True)
