@@ -2,12 +2,19 @@
 #   instance    the agent on a host: joins Batch's cluster, pulls this image, writes these logs
 #   execution   what starts a container: the same image and logs, and exactly the secrets given
 #   job         the command in the container: reads checkouts, reads and writes runs
-#   submit      a policy for people: sends checkouts, submits, watches and cancels jobs
+#   submit      a policy for people: sends checkouts, submits and watches jobs, cancels this project's
 # Batch itself acts by its service-linked role, which AWS makes with the first environment.
 
 locals {
   ecs_arn   = "arn:${local.partition}:ecs:${var.region}:${local.account}"
   batch_arn = "arn:${local.partition}:batch:${var.region}:${local.account}"
+
+  definition_arns = [
+    "${local.batch_arn}:job-definition/${aws_batch_job_definition.single.name}",
+    "${local.batch_arn}:job-definition/${aws_batch_job_definition.multi.name}",
+  ]
+  # With other shared memory, as --shm of scripts/submit_batch.py registers them.
+  copy_arns = [for arn in local.definition_arns : "${arn}-shm-*"]
 }
 
 data "aws_iam_policy_document" "assume_instance" {
@@ -231,22 +238,40 @@ data "aws_iam_policy_document" "submit" {
 
   statement {
     sid     = "Submit"
-    actions = ["batch:SubmitJob", "batch:TagResource"]
+    actions = ["batch:SubmitJob"]
     resources = concat(
       [for queue in aws_batch_job_queue.this : queue.arn],
-      [
-        "${local.batch_arn}:job-definition/${aws_batch_job_definition.single.name}*",
-        "${local.batch_arn}:job-definition/${aws_batch_job_definition.multi.name}*",
-        "${local.batch_arn}:job/*",
-      ],
+      local.definition_arns,
+      [for arn in local.definition_arns : "${arn}:*"],
+      local.copy_arns,
     )
+  }
+
+  statement {
+    # What a job is submitted with: the tag that says whose it is, and no other value of it.
+    sid       = "TagJobs"
+    actions   = ["batch:TagResource"]
+    resources = ["${local.batch_arn}:job/*"]
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:RequestTag/Project"
+      values   = [var.name]
+    }
+
+    # A new job has no tags yet. Another project's job keeps its own.
+    condition {
+      test     = "StringEqualsIfExists"
+      variable = "aws:ResourceTag/Project"
+      values   = [var.name]
+    }
   }
 
   statement {
     # A copy of a job definition with more shared memory, which a job cannot ask for by itself.
     sid       = "RegisterCopies"
     actions   = ["batch:RegisterJobDefinition", "batch:TagResource"]
-    resources = ["${local.batch_arn}:job-definition/${var.name}-*-shm-*"]
+    resources = local.copy_arns
   }
 
   statement {
@@ -262,10 +287,16 @@ data "aws_iam_policy_document" "submit" {
   }
 
   statement {
-    # A job's ARN has no name in it that could tell whose it is.
+    # A job's ARN has no name in it that could tell whose it is: its tag does.
     sid       = "Cancel"
     actions   = ["batch:CancelJob", "batch:TerminateJob"]
     resources = ["${local.batch_arn}:job/*"]
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:ResourceTag/Project"
+      values   = [var.name]
+    }
   }
 
   statement {

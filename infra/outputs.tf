@@ -58,5 +58,6 @@ output "settings" {
     gpu_spot_queue    = "${var.name}-gpu-spot"
     single_definition = aws_batch_job_definition.single.name
     multi_definition  = aws_batch_job_definition.multi.name
+    project           = var.name
   })
 }

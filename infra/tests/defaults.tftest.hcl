@@ -78,6 +78,7 @@ run "defaults" {
       gpu_spot_queue    = "refrag-gpu-spot"
       single_definition = "refrag-single"
       multi_definition  = "refrag-multi"
+      project           = "refrag"
     }
     error_message = "The settings are those of scripts/submit_batch.py."
   }
@@ -120,6 +121,10 @@ run "everything_on" {
   assert {
     condition     = yamldecode(output.settings).gpu_queue == "other-gpu" && output.log_group == "/aws/batch/other"
     error_message = "All names begin with the one given."
+  }
+  assert {
+    condition     = alltrue([for statement in data.aws_iam_policy_document.submit.statement : anytrue([for condition in statement.condition : condition.variable == "aws:ResourceTag/Project" && contains(condition.values, "other")]) if statement.sid == "Cancel"]) && yamldecode(output.settings).project == "other"
+    error_message = "People cancel the jobs of their own project, which submit_batch.py tags."
   }
 }
 

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +33,19 @@ from refrag_lightning.launch.batch_requests import (
     submit_request,
 )
 from refrag_lightning.launch.batch_secrets import refuse_secrets, secret_values
-from refrag_lightning.launch.batch_settings import Settings, load_settings
+from refrag_lightning.launch.batch_settings import (
+    Settings,
+    check_definition,
+    check_queue,
+    load_settings,
+)
+from refrag_lightning.launch.bootstrap import Limits
 from refrag_lightning.launch.checkout import MAX_FILE_MB, Checkout, find_root, pack, upload
 from refrag_lightning.launch.follow import Logs, follow
 
 _PROGRAM = "submit_batch.py"
+# `#` numbers a job's nodes, `:` the parts of an array job.
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}([#:]\d+)?", re.ASCII)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,8 +100,8 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
     job.add_argument("--gpus", type=int, default=1, help="GPUs of each; 0 for a CPU queue (1)")
     job.add_argument("--vcpus", type=int, help="virtual CPUs of each (the job definition's)")
-    job.add_argument("--memory", type=float, help="GiB of each (the job definition's)")
-    job.add_argument("--shm", type=float, help="GiB of /dev/shm (the job definition's)")
+    job.add_argument("--memory", type=_number, help="GiB of each (the job definition's)")
+    job.add_argument("--shm", type=_number, help="GiB of /dev/shm (the job definition's)")
     job.add_argument("--timeout", default="24h", help="of an attempt: 90m, 12h, 2d (24h)")
     job.add_argument("--retries", type=int, default=2, help="attempts after the first, 0 to 9 (2)")
     job.add_argument("--spot", action="store_true", help="Spot instances, for one node")
@@ -104,7 +114,14 @@ def parser() -> argparse.ArgumentParser:
     sent = made.add_argument_group("the checkout")
     sent.add_argument("--checkout", type=Path, default=Path(), help="a folder in it (this one)")
     sent.add_argument(
-        "--max-file-mb", type=float, default=MAX_FILE_MB, help=f"largest file ({MAX_FILE_MB:g})"
+        "--max-file-mb", type=_number, default=MAX_FILE_MB, help=f"largest file ({MAX_FILE_MB:g})"
+    )
+    sent.add_argument(
+        "--send-anyway",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="send this file although it looks like a secret; as named from the top; repeat it",
     )
     sent.add_argument("--bucket", help="bucket of the checkouts")
     sent.add_argument("--prefix", help="what their names begin with (checkouts)")
@@ -143,10 +160,18 @@ def _submit(job: Job, settings: Settings, options: argparse.Namespace) -> int:
     )
     single, multi = settings.single_definition, settings.multi_definition
     definition = options.job_definition or (single if job.num_nodes == 1 else multi)
+    check_queue(queue, "--queue")
+    check_definition(definition, "--job-definition")
+    limits = Limits.of(job.variables)
     checkout = pack(
         find_root(options.checkout),
         max_file_mb=options.max_file_mb,
         secrets=secret_values(os.environ),
+        allowed=options.send_anyway,
+    )
+    # What the container would refuse is not sent.
+    limits.check(
+        num_files=checkout.num_files, num_bytes=checkout.num_bytes, largest=checkout.largest
     )
     requests: dict[str, Any] = {
         "s3.put_object": {
@@ -173,6 +198,7 @@ def _submit(job: Job, settings: Settings, options: argparse.Namespace) -> int:
         address=f"s3://{bucket}/{checkout.key(settings.prefix)}",
         sha256=checkout.sha256,
         commit=checkout.commit,
+        project=settings.project,
     )
     requests["batch.submit_job"] = submission
     if options.dry_run:
@@ -259,7 +285,7 @@ def _how(batch: Any, job_id: str) -> str:
 
 def _job_parser(name: str, description: str) -> argparse.ArgumentParser:
     made = _Parser(prog=f"{_PROGRAM} {name}", description=description, allow_abbrev=False)
-    made.add_argument("job", metavar="JOB", help="the job's id")
+    made.add_argument("job", metavar="JOB", type=_job_id, help="the job's id")
     _add_place(made)
     return made
 
@@ -274,6 +300,23 @@ def _add_place(made: argparse.ArgumentParser) -> None:
 def _settings(options: argparse.Namespace) -> Settings:
     flags = {name: getattr(options, name, None) for name in ("region", "bucket", "prefix")}
     return load_settings(flags, os.environ, options.settings)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    # Neither infinity nor NaN is a size.
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number
+
+
+def _job_id(text: str) -> str:
+    if not _JOB_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of a job")
+    return text
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -112,7 +112,14 @@ def job_name(command: Sequence[str]) -> str:
 
 
 def submit_request(
-    job: Job, *, queue: str, definition: str, address: str, sha256: str, commit: str
+    job: Job,
+    *,
+    queue: str,
+    definition: str,
+    address: str,
+    sha256: str,
+    commit: str,
+    project: str = "refrag",
 ) -> dict[str, Any]:
     """The request of `submit_job`.
 
@@ -123,6 +130,8 @@ def submit_request(
         address: Where the checkout lies, `s3://bucket/key`.
         sha256: The SHA-256 of its tar.
         commit: The commit it was made from, for the run's records.
+        project: Value of the tag `Project`; the policy of infra/iam.tf lets people cancel those
+            jobs only that have it.
     """
     container = _container(
         job,
@@ -139,6 +148,7 @@ def submit_request(
         "jobDefinition": definition,
         "retryStrategy": retry_strategy(job.retries, num_nodes=job.num_nodes),
         "timeout": {"attemptDurationSeconds": job.timeout},
+        "tags": {"Project": project},
     }
     if job.num_nodes == 1:
         request["containerOverrides"] = container

@@ -13,13 +13,23 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import yaml
 
+from refrag_lightning.launch.bootstrap import check_bucket, check_key
+
 PREFIX = "REFRAG_BATCH_"
+# Batch's own rules for names, and a project's for tags (infra/variables.tf).
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}"
+_ARN = r"arn:aws[a-z-]*:batch:[a-z0-9-]+:\d{12}"
+_QUEUE = re.compile(rf"{_NAME}|{_ARN}:job-queue/{_NAME}", re.ASCII)
+_DEFINITION = re.compile(rf"({_ARN}:job-definition/)?{_NAME}(:\d+)?", re.ASCII)
+_REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.:/=+@-]{0,254}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Settings:
         gpu_spot_queue: Its Spot sibling, for jobs of one node.
         single_definition: Job definition of one node: a name, `name:revision` or an ARN.
         multi_definition: Multi-node parallel job definition, with one open node range `0:`.
+        project: Value of the tag `Project` of every job: whose jobs people may cancel.
     """
 
     region: str | None = None
@@ -47,6 +58,21 @@ class Settings:
     gpu_spot_queue: str = "refrag-gpu-spot"
     single_definition: str = "refrag-single"
     multi_definition: str = "refrag-multi"
+    project: str = "refrag"
+
+    def __post_init__(self) -> None:
+        if self.region is not None and not _REGION.fullmatch(self.region):
+            raise ValueError(f"region {self.region!r} is not the name of an AWS region")
+        if self.bucket:
+            _checked("bucket", check_bucket, self.bucket)
+        if self.prefix.strip("/"):
+            _checked("prefix", check_key, self.prefix.strip("/"))
+        for name in ("cpu_queue", "gpu_queue", "cpu_spot_queue", "gpu_spot_queue"):
+            check_queue(getattr(self, name), name)
+        for name in ("single_definition", "multi_definition"):
+            check_definition(getattr(self, name), name)
+        if not _PROJECT.fullmatch(self.project):
+            raise ValueError(f"project {self.project!r} is not a value that a tag can have")
 
     def need_bucket(self) -> str:
         """The bucket.
@@ -86,6 +112,31 @@ class Settings:
                 "multi-node jobs on On-Demand instances only"
             )
         return given
+
+
+def check_queue(queue: str, setting: str) -> None:
+    """Raises ValueError, with the setting's name, if this is no name and no ARN of a job queue."""
+    if not _QUEUE.fullmatch(queue):
+        raise ValueError(
+            f"{setting} {queue!r} is no job queue: a name of letters, digits, '-' and '_', or "
+            "an ARN"
+        )
+
+
+def check_definition(definition: str, setting: str) -> None:
+    """Raises ValueError if this is no name, `name:revision` or ARN of a job definition."""
+    if not _DEFINITION.fullmatch(definition):
+        raise ValueError(
+            f"{setting} {definition!r} is no job definition: a name of letters, digits, '-' and "
+            "'_', name:revision, or an ARN"
+        )
+
+
+def _checked(setting: str, check: Callable[[str], None], value: str) -> None:
+    try:
+        check(value)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
 
 
 def load_settings(

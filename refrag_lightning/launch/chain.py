@@ -130,6 +130,12 @@ class Chain:
         # Of other chains with the same output folder, which may share stages with this one.
         self._others: list[dict[str, Any]] = []
         for name, command in data["stages"].items():
+            # A folder of the output folder, and a word of the stage's command.
+            if not re.fullmatch(r"\w[\w.-]*", str(name)):
+                raise ValueError(
+                    f"stage {name!r} of {file} may have letters, digits, '.', '_' and '-', and "
+                    "begins with a letter, a digit or '_'"
+                )
             earlier = {*self.stages, *self.variables}
             if wrong := [word for word in _NAME.findall(command) if word not in earlier]:
                 raise ValueError(

@@ -18,13 +18,14 @@ import os
 import stat
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 from refrag_lightning.git_state import checkout_state
+from refrag_lightning.launch.batch_secrets import file_secrets
 
 MAX_FILE_MB = 50.0
 _NEW = timedelta(days=7)
@@ -42,12 +43,16 @@ class Checkout:
         data: The gzipped tar.
         sha256: Its SHA-256, in hexadecimal.
         num_files: Files and symbolic links in it.
+        num_bytes: What the files hold together, unpacked.
+        largest: What the largest file holds, in bytes.
         commit: The commit it was made from, with `-dirty` where the files differ from it.
     """
 
     data: bytes
     sha256: str
     num_files: int
+    num_bytes: int
+    largest: int
     commit: str
 
     def key(self, prefix: str) -> str:
@@ -100,7 +105,11 @@ def list_files(root: Path) -> list[str]:
 
 
 def pack(
-    root: Path, *, max_file_mb: float = MAX_FILE_MB, secrets: Mapping[str, str] | None = None
+    root: Path,
+    *,
+    max_file_mb: float = MAX_FILE_MB,
+    secrets: Mapping[str, str] | None = None,
+    allowed: Collection[str] = (),
 ) -> Checkout:
     """Packs a checkout.
 
@@ -108,16 +117,23 @@ def pack(
         root: The top of the checkout.
         max_file_mb: The largest file that may be in it, in MB of 10^6 bytes.
         secrets: Values that no file may hold, by the names to call them in a message.
+        allowed: Files that may hold secrets, by their paths from `root`.
 
     Raises:
-        ValueError: If a file is too large, holds a secret, or is a symbolic link that leads out of
-            the checkout; or if there is nothing to pack.
+        ValueError: If a file is too large, holds a secret or what looks like one, or is a symbolic
+            link that leads out of the checkout; if a file of `allowed` is not there; or if there is
+            nothing to pack.
     """
     files = list_files(root)
     if not files:
         raise ValueError(f"git knows no files in {root}")
+    if missing := sorted(set(allowed) - set(files)):
+        raise ValueError(
+            f"--send-anyway {missing[0]}: no such file is sent; name it as from {root}"
+        )
     _refuse_large(root, files, max_file_mb)
-    forbidden = [(name, value.encode()) for name, value in (secrets or {}).items()]
+    forbidden = {name: value.encode() for name, value in (secrets or {}).items()}
+    sent, found, sizes = set(files), [], []
     buffer = io.BytesIO()
     with (
         # No file name and no time in gzip's header either.
@@ -126,15 +142,16 @@ def pack(
     ):
         for name in files:
             member, data = _member(root, name)
-            for variable, value in forbidden:
-                if value in data:
-                    raise ValueError(
-                        f"{name} holds the value of {variable}, and would be uploaded; take it "
-                        "out, or let .gitignore name the file"
-                    )
-            tar.addfile(member, io.BytesIO(data))
+            if name not in allowed:
+                found += _secrets(root, name, data, forbidden, sent)
+            if not found:
+                tar.addfile(member, io.BytesIO(data))
+                sizes.append(len(data))
+    if found:
+        _refuse_secrets(found)
     data = buffer.getvalue()
-    return Checkout(data, hashlib.sha256(data).hexdigest(), len(files), commit(root))
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Checkout(data, sha256, len(files), sum(sizes), max(sizes), commit(root))
 
 
 def commit(root: Path) -> str:
@@ -195,6 +212,34 @@ def _refuse_large(root: Path, files: list[str], max_file_mb: float) -> None:
             f"larger than {max_file_mb:g} MB: {', '.join(large[:5])}{more}; let .gitignore name "
             "it, or raise --max-file-mb"
         )
+
+
+def _secrets(
+    root: Path, name: str, data: bytes, forbidden: Mapping[str, bytes], sent: Collection[str]
+) -> list[tuple[str, str]]:
+    """The secrets of a file: where they are (`path:line`) and what they are."""
+    place = root / name
+    if place.is_symlink():
+        # A link by the name of a secret file says what the file that it leads to is.
+        target = os.path.relpath(os.path.realpath(place), os.path.realpath(root))
+        if target not in sent or not place.is_file():
+            return []
+        data = place.read_bytes()
+    found = [(f"{name}:{line}" if line else name, kind) for line, kind in file_secrets(name, data)]
+    for variable, value in forbidden.items():
+        if (at := data.find(value)) >= 0:
+            line = data.count(b"\n", 0, at) + 1
+            found.append((f"{name}:{line}", f"the value of {variable}"))
+    return found
+
+
+def _refuse_secrets(found: list[tuple[str, str]]) -> NoReturn:
+    told = ", ".join(f"{place!r} ({kind})" for place, kind in found[:10])
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    raise ValueError(
+        f"secrets would be uploaded: {told}{more}; take them out, or let .gitignore name a file "
+        "that git does not track; --send-anyway FILE sends a file as it is"
+    )
 
 
 def _member(root: Path, name: str) -> tuple[tarfile.TarInfo, bytes]:

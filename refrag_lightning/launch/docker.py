@@ -31,13 +31,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from refrag_lightning.launch.batch_secrets import is_secret_name, refuse_secrets
 from refrag_lightning.launch.checkout import commit
 
 WORKSPACE = "/workspace"
 # The image's HF_HOME and REFRAG_CACHE.
 HF_CACHE, REFRAG_CACHE = "/cache/huggingface", "/cache/refrag_lightning"
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
-_SECRET_WORDS = {"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS"}
+_HOW = "export it and give `--env NAME`: docker takes the value from the environment"
+# Docker's grammar of an image's name: registry, path, tag and digest. Nothing in it can be taken
+# for an option.
+_PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_HOST = (
+    r"(?:[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*(?:\.[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*)*|\[[0-9a-fA-F:]+\])"
+)
+_IMAGE = re.compile(
+    rf"(?:{_HOST}(?::\d{{1,5}})?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?"
+    r"(?:@sha256:[0-9a-f]{64})?",
+    re.ASCII,
+)
+_MAX_IMAGE = 400
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+# By ids or names, as in /etc/passwd.
+_USER = re.compile(r"[A-Za-z0-9_][\w.-]*(:[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 
 class Mount(NamedTuple):
@@ -68,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     root = Path(__file__).resolve().parents[2]
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        # Before anything can repeat a word of it.
+        refuse_secrets(words, os.environ, how=_HOW)
+        options = parse(words)
         mounts = [*default_mounts(options, root, os.environ), *map(parse_mount, options.mount)]
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         run = run_command(options, mounts, os.environ, terminal=terminal, commit=commit(root))
@@ -173,7 +192,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no option; what the container shall run follows --")
     options.command = words[place + 1 :]
-    if not re.fullmatch(r"none|all|[1-9]\d*|device=[\w,-]+", options.gpus):
+    if not re.fullmatch(r"none|all|[1-9]\d*|device=\w[\w,-]*", options.gpus, re.ASCII):
         raise ValueError(f"--gpus takes all, a number, device=0,1 or none, not {options.gpus!r}")
     if options.variant is None:
         options.variant = "cpu" if options.gpus == "none" else "cuda"
@@ -183,9 +202,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"--jupyter takes no command, and was given {options.command[0]!r}")
     if options.tag is None:
         options.tag = f"refrag_lightning:{options.variant}{'-jupyter' if options.jupyter else ''}"
+    if len(options.tag) > _MAX_IMAGE or not _IMAGE.fullmatch(options.tag):
+        raise ValueError(
+            f"--tag takes an image's name, such as refrag_lightning:cpu, not {options.tag!r}"
+        )
+    if not re.fullmatch(r"[1-9]\d*[bkmg]?", options.shm, re.ASCII | re.IGNORECASE):
+        raise ValueError(f"--shm takes a size such as 8g, not {options.shm!r}")
+    if options.user is not None and not _USER.fullmatch(options.user):
+        raise ValueError(f"--user takes UID:GID, not {options.user!r}")
+    if not 1 <= options.port <= 65535:
+        raise ValueError(f"--port takes 1 to 65535, not {options.port}")
     for assignment in options.build_arg:
-        if "=" not in assignment:
-            raise ValueError(f"--build-arg takes NAME=VALUE, not {assignment!r}")
+        name, equals, _ = assignment.partition("=")
+        if not equals or not _VARIABLE.fullmatch(name):
+            raise ValueError(f"--build-arg takes NAME=VALUE, not {_hidden(assignment)!r}")
     return options
 
 
@@ -203,8 +233,8 @@ def parse_mount(text: str) -> Mount:
     source = Path(parts[0]).expanduser().resolve()
     if not source.exists():
         raise ValueError(f"--mount {text}: there is no {source}")
-    if not parts[1].startswith("/"):
-        raise ValueError(f"--mount {text}: {parts[1]!r} has to be an absolute path")
+    if not parts[1].startswith("/") or ".." in parts[1].split("/"):
+        raise ValueError(f"--mount {text}: {parts[1]!r} has to be an absolute path without '..'")
     return Mount(source, parts[1], parts[2] == "ro")
 
 
@@ -289,13 +319,10 @@ def run_command(
         command += ["--mount", _mount_option(mount)]
     given = {setting.partition("=")[0]: setting for setting in options.env}
     for name, setting in given.items():
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        if not _VARIABLE.fullmatch(name):
             raise ValueError(f"--env takes NAME or NAME=VALUE, not {_hidden(setting)!r}")
-        if "=" in setting and _is_secret(name):
-            raise ValueError(
-                f"--env {name}: the value would stand in the command line, which others on this "
-                f"machine can read; export {name} and give --env {name}"
-            )
+        if "=" in setting and is_secret_name(name):
+            raise ValueError(f"--env {name} would be readable by others: {_HOW}")
         if "=" not in setting and name not in environment:
             raise ValueError(f"--env {name}: {name} is not set here")
     # Docker passes on nothing for a name that is not set.
@@ -326,10 +353,6 @@ def _csv(fields: Sequence[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(fields)
     return line.getvalue()
-
-
-def _is_secret(name: str) -> bool:
-    return not _SECRET_WORDS.isdisjoint(name.upper().split("_"))
 
 
 def _hidden(setting: str) -> str:

@@ -237,6 +237,10 @@ def fetch_model(address: str) -> str:
 
 def _fetch(remote: RemoteFolder, address: str, files: Mapping[str, str], stamp: str) -> Path:
     """Copies files (there -> here) into a folder of the cache; an older version is removed."""
+    for name in (*files, *files.values()):
+        # An object store takes any name; as a path, one that goes up leads out of the cache.
+        if name.startswith("/") or ".." in name.split("/"):
+            raise OSError(f"{address} has a file whose name leads out of the folder: {name!r}")
 
     def write(part: Path) -> None:
         for source, target in files.items():

@@ -63,8 +63,12 @@ class RunSettings:
     wandb_samples: int = 8
 
     def __post_init__(self) -> None:
-        if self.name is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.name):
-            raise ValueError(f"name ({self.name!r}) may have letters, digits, '.', '_', '-', '/'")
+        # Parts of paths and keys: none is "..", or looks like an option.
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", self.name):
+            raise ValueError(
+                f"name ({self.name!r}) may have letters, digits, '.', '_', '-', '/', and each part "
+                "begins with a letter, a digit or '_'"
+            )
         if self.run_id is not None and not re.fullmatch(r"\w[\w.-]*", self.run_id):
             raise ValueError(f"run_id ({self.run_id!r}) may have letters, digits, '.', '_', '-'")
         if self.save_every < 1:

@@ -56,6 +56,7 @@ def expected_gpu(packed):
         "jobDefinition": "refrag-single",
         "retryStrategy": ONE_NODE,
         "timeout": {"attemptDurationSeconds": 43200},
+        "tags": {"Project": "refrag"},
         "containerOverrides": {
             "command": FIT,
             "environment": [*environment(packed), {"name": "WANDB_MODE", "value": "offline"}],
@@ -75,6 +76,7 @@ def expected_cpu(packed):
         "jobDefinition": "refrag-single",
         "retryStrategy": {"attempts": 1},
         "timeout": {"attemptDurationSeconds": 86400},
+        "tags": {"Project": "refrag"},
         "containerOverrides": {"command": ["hello"], "environment": environment(packed)},
     }
 
@@ -89,6 +91,7 @@ def expected_nodes(packed):
             "evaluateOnExit": [{"onExitCode": "2", "action": "EXIT"}],
         },
         "timeout": {"attemptDurationSeconds": 86400},
+        "tags": {"Project": "refrag"},
         "nodeOverrides": {
             "numNodes": 4,
             "nodePropertyOverrides": [
@@ -401,6 +404,17 @@ def test_a_lost_connection_says_that_the_job_goes_on(aws_environment, capsys, mo
         (["--settings", "none.yaml", "--", "fit"], "No such file or directory: 'none.yaml'"),
         (["status"], "the following arguments are required: JOB"),
         (["cancel", "7", "--reason", ""], "--reason must not be empty"),
+        (["--bucket", "../x", "--", "fit"], "bucket: '../x' is not the name of a bucket"),
+        (["--prefix", "a/../../b", "--", "fit"], "prefix: 'a/../../b' is not a key"),
+        (["--queue", "../q", "--", "fit"], "--queue '../q' is no job queue"),
+        (["--job-definition=--x", "--", "fit"], "--job-definition '--x' is no job definition"),
+        (["--region", "../x", "--", "fit"], "region '../x' is not the name of an AWS region"),
+        (["--name=-x", "--", "fit"], "--name '-x' has to be 1 to 128 letters"),
+        (["--memory", "inf", "--", "fit"], "argument --memory: 'inf' is not a number"),
+        (["--send-anyway", "x", "--", "fit"], "--send-anyway x: no such file is sent"),
+        (["--env", "REFRAG_CHECKOUT_MAX_MB=-1", "--", "fit"], "MAX_MB has to be a positive number"),
+        (["--env", "DB_PASS=x", "--", "fit"], "DB_PASS would be readable by others"),
+        (["status", "../7"], "argument JOB: '../7' is not the id of a job"),
     ],
 )
 def test_what_cannot_be_understood_is_one_line(aws_environment, here, capsys, words, message):
@@ -411,6 +425,29 @@ def test_what_cannot_be_understood_is_one_line(aws_environment, here, capsys, wo
     assert told.err.startswith("error: ")
     assert message in told.err
     assert told.err.count("\n") == 1
+
+
+def test_what_the_container_would_not_unpack_is_not_sent(aws_environment, here, capsys):
+    words = ["--dry-run", "--bucket", "mine", "--env", "REFRAG_CHECKOUT_MAX_FILES=4", "--", "fit"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        "error: the checkout has more than 4 files; the variable REFRAG_CHECKOUT_MAX_FILES sets "
+        "the limit\n"
+    )
+    words[4] = "REFRAG_CHECKOUT_MAX_FILES=5"
+    assert main(words) == 0
+
+
+def test_a_file_with_a_secret_is_sent_if_it_is_named(aws_environment, here, capsys):
+    (here / ".env").write_text("A=1\n")
+    words = ["--dry-run", "--bucket", "mine"]
+    assert main([*words, "--", "fit"]) == 2
+    assert (
+        "error: secrets would be uploaded: '.env' (an environment file);" in capsys.readouterr().err
+    )
+    assert main([*words, "--send-anyway", ".env", "--", "fit"]) == 0
 
 
 def test_what_is_missing_names_the_option_and_the_variable(aws_environment, here, capsys):

@@ -47,6 +47,7 @@ def test_one_node_with_gpus():
         "jobDefinition": "single",
         "retryStrategy": {"attempts": 3, "evaluateOnExit": ONE_NODE_RETRIES},
         "timeout": {"attemptDurationSeconds": 43200},
+        "tags": {"Project": "refrag"},
         "containerOverrides": {
             "command": ["fit", "--config", "configs/align.yaml"],
             "environment": [
@@ -80,6 +81,7 @@ FOUR_NODES = {
         "evaluateOnExit": [{"onExitCode": "2", "action": "EXIT"}],
     },
     "timeout": {"attemptDurationSeconds": 86400},
+    "tags": {"Project": "refrag"},
     "nodeOverrides": {
         "numNodes": 4,
         "nodePropertyOverrides": [

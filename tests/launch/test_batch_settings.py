@@ -64,6 +64,31 @@ def test_a_missing_bucket_names_the_option_and_the_variable():
 
 
 @pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *[("bucket", name) for name in ("../x", "a/b", "-rm", "ab", "a" * 64, "Mine", "a..b")],
+        *[("bucket", name) for name in ("192.168.1.1", "mine.", "s3://mine", "my_bucket", "a b")],
+        *[("prefix", name) for name in ("../x", "a/../b", "a//b", "./a", "-a", "a b", "a\nb")],
+        *[("region", name) for name in ("../x", "eu central", "-eu", "evil.example/", "EU")],
+        *[("gpu_queue", name) for name in ("../x", "-q", "a b", "arn:aws:s3:::bucket")],
+        *[("single_definition", name) for name in ("../x", "-q", "a:b", "a:1:2")],
+        *[("project", name) for name in ("a\nb", "-a")],
+    ],
+)
+def test_what_aws_would_not_take_as_a_name_is_refused(setting, value):
+    with pytest.raises(ValueError, match=setting) as caught:
+        load_settings({}, {f"REFRAG_BATCH_{setting.upper()}": value})
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_aws_takes():
+    arn = "arn:aws:batch:eu-central-1:111122223333:job-queue/mine"
+    Settings(bucket="my.bucket-1", prefix="/a/b.c/", region="us-gov-west-1", cpu_queue=arn)
+    Settings(prefix="", single_definition="mine:3", project="a team: ours")
+    Settings(multi_definition="arn:aws-cn:batch:cn-north-1:111122223333:job-definition/mine:12")
+
+
+@pytest.mark.parametrize(
     ("num_gpus", "spot", "queue"),
     [
         (0, False, "refrag-cpu"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -182,8 +183,89 @@ def test_an_unsafe_or_broken_tar_changes_nothing(image, data, message):
     assert not list(image.glob(".checkout-*"))
 
 
+def raw(*headers: bytes) -> bytes:
+    """A gzipped tar of headers as they are, and its end."""
+    return gzip.compress(b"".join(headers) + bytes(1024))
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (tarred(("a", b"1"), ("a", b"2")), "has 'a' twice"),
+        (tarred(("a/b", b"1"), ("./a//b", b"2")), "has './a//b' twice"),
+        (tarred(("a", b"1"), special("a", tarfile.SYMTYPE, "b")), "has 'a' twice"),
+        (tarred(("a", b"1"), special("a", tarfile.DIRTYPE)), "has 'a' twice"),
+        (tarred(("a", b"1"), ("a/b", b"2")), "has 'a/b' below 'a', which is not a folder"),
+        (tarred(special("a", tarfile.SYMTYPE, "b"), ("a/c/d", b"")), "has 'a/c/d' below 'a'"),
+        (tarred((".", b"1")), "unsafe name: '.'"),
+        (tarred(("a" * 300, b"1")), "a name that is too long"),
+        (tarred(("/".join(["a" * 200] * 20), b"1")), "a name that is too long"),
+        (tarred(special("a", tarfile.SYMTYPE)), "unsafe link: 'a'"),
+        (tarred(), "has no files"),
+        (tarred(special("a", tarfile.DIRTYPE)), "has no files"),
+        (NEW[:40] + bytes(40) + NEW[80:], "cannot be unpacked"),
+        (raw(header("a", -(2**40))), "cannot be unpacked"),
+        # What a header says of the next one is read into memory, however much it claims to be.
+        (raw(header("a", 2**40, tarfile.XHDTYPE)), "a header of more than"),
+        (raw(header("a", 2**40, tarfile.GNUTYPE_LONGNAME)), "a header of more than"),
+        (raw(*[header("a", 0, tarfile.XHDTYPE)] * 3000), "a header of more|cannot be unpacked"),
+    ],
+    ids=range(17),
+)
+def test_a_broken_archive_is_a_failure_that_is_not_tried_again(image, data, message):
+    before = tree(image)
+    with pytest.raises(CheckoutError, match=message):
+        bootstrap.overlay(data, image)
+    assert tree(image) == before
+    assert not list(image.glob(".checkout-*"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_files": 7}, "has more than 7 files; the variable REFRAG_CHECKOUT_MAX_FILES sets"),
+        ({"max_mb": 20e-6}, r"holds more than 2e-05 MB; the variable REFRAG_CHECKOUT_MAX_MB sets"),
+        ({"max_file_mb": 2e-6}, r"a file of more than 2e-06 MB; .* REFRAG_CHECKOUT_MAX_FILE_MB"),
+    ],
+)
+def test_a_checkout_above_the_limits_is_refused_before_anything_is_written(
+    image, monkeypatch, limits, message
+):
+    monkeypatch.setattr(bootstrap.tempfile, "mkdtemp", None)
+    with pytest.raises(CheckoutError, match=message):
+        bootstrap.overlay(NEW, image, bootstrap.Limits(**limits))
+    monkeypatch.undo()
+    # NEW has 8 files and links, 21 bytes in all, 3 at most in one.
+    assert bootstrap.overlay(NEW, image, bootstrap.Limits(21e-6, 3e-6, 8)) == 8
+
+
+def test_a_bomb_costs_neither_time_nor_memory(image):
+    # 10 GB of zeros, of which the first MB are there: the header alone is believed.
+    bomb = raw(header("a", 10**10), bytes(10**6))
+    with pytest.raises(CheckoutError, match="a file of more than 1000 MB"):
+        bootstrap.overlay(bomb, image)
+    many = gzip.compress(b"".join(header(str(number), 0) for number in range(3000)) + bytes(1024))
+    with pytest.raises(CheckoutError, match="more than 2000 files"):
+        bootstrap.overlay(many, image, bootstrap.Limits(max_files=2000))
+
+
+def test_limits_are_set_by_variables():
+    variables = {"REFRAG_CHECKOUT_MAX_MB": "10.5", "REFRAG_CHECKOUT_MAX_FILES": "7"}
+    assert bootstrap.Limits.of(variables) == bootstrap.Limits(max_mb=10.5, max_files=7)
+    assert bootstrap.Limits.of({}) == bootstrap.DEFAULT_LIMITS
+    for text in ("", "0", "-1", "nan", "inf", "1e9", "much"):
+        with pytest.raises(ValueError, match="REFRAG_CHECKOUT_MAX_FILE_MB has to be a positive"):
+            bootstrap.Limits.of({"REFRAG_CHECKOUT_MAX_FILE_MB": text})
+
+
 def test_a_working_checkout_is_not_overlaid(repository, monkeypatch):
-    monkeypatch.setattr(bootstrap, "fetch", lambda address: NEW)
+    monkeypatch.setattr(bootstrap, "fetch", lambda address, limits: NEW)
     with pytest.raises(CheckoutError, match="is a git checkout"):
         bootstrap.prepare("s3://bucket/k", hashlib.sha256(NEW).hexdigest(), repository)
 
@@ -191,7 +273,7 @@ def test_a_working_checkout_is_not_overlaid(repository, monkeypatch):
 def test_other_requirements_than_the_image_s_are_told(image, monkeypatch, capsys):
     changed = tarred(("setup.cfg", b"[metadata]\nname = x\n"), ("a.py", b""))
     for data, told in ((NEW, False), (changed, True)):
-        monkeypatch.setattr(bootstrap, "fetch", lambda address, data=data: data)
+        monkeypatch.setattr(bootstrap, "fetch", lambda address, limits, data=data: data)
         bootstrap.prepare("s3://bucket/k", hashlib.sha256(data).hexdigest(), image)
         assert ("setup.cfg differs from the image's" in capsys.readouterr().err) is told
 
@@ -260,6 +342,17 @@ def test_fetching_ends_at_some_time_and_at_once_where_waiting_cannot_help(s3):
     for address in ("https://bucket/key", "s3://bucket", "s3:///key", "key"):
         with pytest.raises(CheckoutError, match="has to be s3://bucket/key"):
             bootstrap.fetch(address)
+    for address in ("s3://../key", "s3://-b/key", "s3://bucket/../key", "s3://bucket/a//b"):
+        with pytest.raises(CheckoutError, match=r"REFRAG_CHECKOUT: .* is not"):
+            bootstrap.fetch(address)
+
+
+def test_an_object_above_the_limit_is_not_read(s3, monkeypatch):
+    body = io.BytesIO(b"data")
+    monkeypatch.setattr(s3, "get_object", lambda **_: {"Body": body, "ContentLength": 5 * 10**9})
+    with pytest.raises(CheckoutError, match="holds more than 4000 MB"):
+        bootstrap.fetch("s3://bucket/key")
+    assert body.tell() == 0
 
 
 class ReplacedError(Exception):

@@ -171,6 +171,8 @@ def test_only_some_stages(write, runs, tmp_path):
     ("parts", "values", "message"),
     [
         ({"title": "nothing"}, {}, "has no stages"),
+        ({"stages": {"../x": "fit"}}, {}, "stage '../x' of .* may have letters"),
+        ({"stages": {"-x": "fit"}}, {}, "stage '-x' of .* may have letters"),
         ({"stages": {"a": "fit {b}", "b": "fit"}}, {}, "'a' of .* names 'b'"),
         ({"stages": {"a": "fit"}}, {"x": "1"}, "no variable 'x'; it has none"),
     ],

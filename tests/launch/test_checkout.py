@@ -9,11 +9,13 @@ import os
 import shutil
 import subprocess
 import tarfile
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
+from refrag_lightning.launch.batch_secrets import file_secrets
 from refrag_lightning.launch.checkout import commit, find_root, list_files, pack, upload
 from tests.launch.conftest import REGION, git, write
 
@@ -177,10 +179,56 @@ def test_a_link_through_another_link_is_followed_before_it_is_believed(repositor
 
 def test_a_file_with_a_secret_is_refused_and_the_secret_not_told(repository):
     write(repository, {"note.txt": "key: 0123456789abcdef"})
-    with pytest.raises(ValueError, match=r"note.txt holds the value of WANDB_API_KEY") as caught:
+    with pytest.raises(ValueError, match=r"'note.txt:1' \(the value of WANDB_API_KEY\)") as caught:
         pack(repository, secrets={"WANDB_API_KEY": "0123456789abcdef"})
     assert "0123456789" not in str(caught.value)
     pack(repository, secrets={"WANDB_API_KEY": "another-secret"})
+
+
+def test_secrets_are_refused_by_file_and_line_tracked_or_not_unless_named(repository):
+    token = "hf_" + "AbCdEfGhIj" * 3
+    write(repository, {"tracked/id_rsa": "x\n", "tracked/a.py": f"1\nT = '{token}'\n"})
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "second")
+    write(repository, {".env": "A=1\n", "x.log": token, "fine.env.txt": "A=1\n"})
+    with pytest.raises(ValueError, match="secrets would be uploaded") as caught:
+        pack(repository)
+    message = str(caught.value)
+    assert token not in message and "\n" not in message
+    assert (
+        "'.env' (an environment file), 'tracked/a.py:2' (a Hugging Face token), "
+        "'tracked/id_rsa' (an SSH key); "
+    ) in message
+    # The one that is named passes, and no other.
+    with pytest.raises(ValueError, match=r"'.env' \(an environment file\), 'tracked/id_rsa'"):
+        pack(repository, allowed=["tracked/a.py"])
+    packed = pack(repository, allowed=["tracked/a.py", "tracked/id_rsa", ".env"])
+    assert packed.num_files == len(list_files(repository))
+    with pytest.raises(ValueError, match=r"--send-anyway none\.txt: no such file is sent"):
+        pack(repository, allowed=["none.txt"])
+
+
+def test_a_link_by_the_name_of_a_secret_file_is_judged_by_what_it_leads_to(repository):
+    write(repository, {"settings.txt": "DB_PASS=hunter2\n", "x.log": "A=1\n"})
+    (repository / "ignored").symlink_to("x.log")
+    (repository / "gone").symlink_to("nowhere")
+    pack(repository)
+    (repository / ".env").symlink_to("settings.txt")
+    with pytest.raises(ValueError, match=r"uploaded: '.env' \(an environment file\);"):
+        pack(repository)
+    (repository / ".env").unlink()
+    # What git ignores is not sent, whatever leads to it.
+    (repository / ".env").symlink_to("x.log")
+    pack(repository)
+
+
+def test_thousands_of_files_are_looked_at_in_seconds():
+    texts = [path.read_bytes() for path in sorted((ROOT / "refrag_lightning").rglob("*.py"))]
+    begin = time.process_time()
+    for number in range(1000):
+        assert file_secrets(f"a/{number}.py", texts[number % len(texts)]) == []
+    # So 10,000 take less than 20 s of a slow machine.
+    assert time.process_time() - begin < 2
 
 
 def test_what_is_no_checkout_is_refused(repository, tmp_path):

@@ -19,7 +19,8 @@ import pytest
 from refrag_lightning.launch import docker
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "hf_thisIsTheSecretValue"
+# In two parts, so that this file may travel with the checkout.
+TOKEN = "hf_" + "thisIsTheSecretValue"
 
 
 @pytest.fixture
@@ -121,6 +122,18 @@ def test_gpus_choose_the_variant(caller, capsys, gpus, variant, option):
     assert option == (words[words.index("--gpus") + 1] if "--gpus" in words else None)
 
 
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *["mine", "mine:1", "a/b-c__d.e:V1.2_3-x", "localhost:5000/a/b:1", "[::1]:5000/a"],
+        *["111122223333.dkr.ecr.eu-central-1.amazonaws.com/refrag:v1", f"a@sha256:{'0' * 64}"],
+    ],
+)
+def test_names_of_images_that_docker_takes(caller, capsys, tag):
+    _, run = commands(capsys, "--tag", tag, "--", "hello")
+    assert shlex.split(run)[-2:] == [tag, "hello"]
+
+
 def test_no_build_and_a_terminal(caller, capsys):
     (run,) = commands(capsys, "--no-build")
     assert "--tty" not in run
@@ -145,8 +158,9 @@ def test_secrets_are_passed_on_by_name(caller, capsys):
     "name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "db_password"]
 )
 def test_a_secret_on_the_command_line_is_refused_and_not_repeated(caller, capsys, name):
-    message = error(capsys, "--env", f"{name}={TOKEN}")
-    assert name in message and TOKEN not in message
+    message = error(capsys, "--env", f"{name}=hunter2-and-more")
+    assert name in message and "hunter2" not in message
+    assert TOKEN not in error(capsys, "--env", f"{name}={TOKEN}")
 
 
 def test_a_variable_that_only_looks_like_a_secret_is_set(caller, capsys):
@@ -170,6 +184,30 @@ def test_a_variable_that_only_looks_like_a_secret_is_set(caller, capsys):
         (["--env", "A-B=1"], "--env takes NAME or NAME=VALUE, not 'A-B=...'"),
         (["--build-arg", "EXTRAS"], "--build-arg takes NAME=VALUE, not 'EXTRAS'"),
         (["--jupyter", "--", "fit"], "--jupyter takes no command, and was given 'fit'"),
+        (["--tag=--privileged"], "--tag takes an image's name, such as refrag_lightning:cpu, not"),
+        *[
+            (["--tag", tag], f"not {tag!r}")
+            for tag in (
+                "Mine",
+                "a/../b",
+                "a:-b",
+                "a b",
+                "a//b",
+                "a:b:c",
+                "a@sha256:0",
+                "",
+                "a" * 500,
+            )
+        ],
+        (["--shm=--privileged"], "--shm takes a size such as 8g, not '--privileged'"),
+        (["--user=--privileged"], "--user takes UID:GID, not '--privileged'"),
+        (["--gpus=device=-1"], "--gpus takes all, a number, device=0,1 or none, not 'device=-1'"),
+        (["--port", "0", "--jupyter"], "--port takes 1 to 65535, not 0"),
+        (["--mount", "/tmp:/x/../../etc"], "has to be an absolute path without '..'"),
+        (["--build-arg=--x=1"], "--build-arg takes NAME=VALUE, not '--x=...'"),
+        (["--env", "DB_PASS=x"], "DB_PASS would be readable by others: export it and give"),
+        (["--build-arg", "NPM_TOKEN=x"], "NPM_TOKEN would be readable by others"),
+        (["--env", f"X={TOKEN}ButLonger"], "the command line holds"),
     ],
 )
 def test_errors_are_one_line(caller, capsys, arguments, expected):
@@ -179,7 +217,7 @@ def test_errors_are_one_line(caller, capsys, arguments, expected):
 # All that the script needs of the package.
 PARTS = [
     *("__init__.py", "git_state.py", "launch/__init__.py"),
-    *("launch/docker.py", "launch/checkout.py"),
+    *("launch/batch_secrets.py", "launch/docker.py", "launch/checkout.py"),
 ]
 
 # A docker that notes what it was called with, and fails as it is told to.

@@ -274,6 +274,49 @@ def test_rights_are_narrow(parsed):
     ]
 
 
+def test_people_cancel_their_own_project_s_jobs_and_submissions_are_tagged_so(parsed, resolve):
+    """The ARN of a job does not say whose it is; by the service's reference its tags may."""
+    (submit,) = [
+        body["statement"] for name, body in parsed["data"].items() if name.endswith(".submit")
+    ]
+    conditions = {
+        given["sid"]: {
+            (each["test"], each["variable"]): resolve(each["values"])
+            for each in given.get("condition", [])
+        }
+        for given in submit
+        if any("batch:" in action for action in given["actions"]) and "job/*" in str(given)
+    }
+    project = Settings().project
+    assert conditions == {
+        "Cancel": {("StringEquals", "aws:ResourceTag/Project"): [project]},
+        "TagJobs": {
+            ("StringEquals", "aws:RequestTag/Project"): [project],
+            ("StringEqualsIfExists", "aws:ResourceTag/Project"): [project],
+        },
+    }
+    (cancel,) = [given for given in submit if given["sid"] == "Cancel"]
+    assert cancel["actions"] == ["batch:CancelJob", "batch:TerminateJob"]
+    for num_nodes in (1, 4):
+        request = submit_request(
+            Job(name="a", command=["hello"], num_nodes=num_nodes),
+            **{"queue": "q", "definition": "d", "address": "s3://b/k", "sha256": "", "commit": ""},
+        )
+        validate("SubmitJob", request)
+        assert request["tags"] == {"Project": project}
+
+
+def test_definitions_are_the_project_s_own(parsed, definitions):
+    """`refrag-single*` would be the definitions of a project called refrag-singleton as well."""
+    arns = parsed["locals"]["definition_arns"]
+    assert [re.findall(r"definition\.(\w+)\.name", arn) for arn in arns] == [["single"], ["multi"]]
+    assert "-shm-*" in parsed["locals"]["copy_arns"]
+    for statement in statements(parsed):
+        if "batch:SubmitJob" in statement["actions"]:
+            assert '"${arn}:*"' in str(statement["resources"])
+            assert "*" not in str(statement["resources"]).replace('"${arn}:*"', "")
+
+
 def test_nothing_is_open_and_nothing_idles(parsed):
     resources = parsed["resource"]
     access = resources["aws_s3_bucket_public_access_block.this"]

@@ -344,6 +344,24 @@ def test_a_folder_counts_when_all_of_it_is_there(work, monkeypatch):
         fetch_checkpoint(f"{place}/last.ckpt")
 
 
+def test_a_name_that_leads_out_of_the_folder_is_not_followed(work, monkeypatch):
+    remote = RemoteFolder("memory://box/model")
+    remote.write("config.json", b"{}")
+    listed = RemoteFolder.names
+    monkeypatch.setattr(RemoteFolder, "stamp", lambda self, name: name)
+    for name in ("../../../stolen", "/stolen"):
+        # Object stores take such names; what they are read from does not matter.
+        monkeypatch.setattr(
+            RemoteFolder, "names", lambda self, name=name: {**listed(self), name: {}}
+        )
+        monkeypatch.setattr(
+            RemoteFolder, "get", lambda self, name, path: path.write_bytes(b"from elsewhere")
+        )
+        with pytest.raises(OSError, match=r"name leads out of the folder: '.*stol"):
+            fetch_model("memory://box/model")
+    assert not list(work.rglob("stolen"))
+
+
 def test_a_sharded_checkpoint_takes_the_place_of_a_file_and_back(work):
     local = work / "run"
     last = local / "checkpoints" / "last.ckpt"
@@ -493,6 +511,9 @@ def test_the_commands_of_the_page_are_understood(work, capsys):
         (["--ckpt_path", "memory://no.ckpt"], "there is no checkpoint memory://no.ckpt"),
         (["--model", "memory://none"], "there is no model at memory://none"),
         (["--run_id", "a/b"], "run_id ('a/b') may have letters"),
+        (["--name", "../x"], "name ('../x') may have letters"),
+        (["--name", "a/../../x"], "name ('a/../../x') may have letters"),
+        (["--name=-x"], "name ('-x') may have letters"),
     ],
 )
 def test_wrong_addresses_are_told_in_one_line(work, capsys, options, message):

@@ -436,7 +436,7 @@ def test_the_state_of_a_checkout(tmp_path, monkeypatch):
     [
         ("https://example.com/a/b.git", "https://example.com/a/b.git"),
         ("https://token@example.com:8443/a/b?key=1#x", "https://example.com:8443/a/b"),
-        ("https://user:to@ken@example.com/a", "https://example.com/a"),
+        ("https://user:pass@word@example.com/a", "https://example.com/a"),
         ("ssh://git@example.com/a", "ssh://example.com/a"),
         ("git@example.com:a/b.git", "git@example.com:a/b.git"),
         ("/srv/git/a.git", "/srv/git/a.git"),
