@@ -43,7 +43,13 @@ from refrag_lightning.training.remote import fetch_model, is_address
 from refrag_lightning.training.run_folder import RunFolder, RunSettings, default_name
 from refrag_lightning.training.run_parts import run_callbacks, run_loggers, sample_tables
 from refrag_lightning.training.run_start import RunFinished, RunStart
-from refrag_lightning.training.run_state import BEST, LAST, has_best, mark_finished
+from refrag_lightning.training.run_state import (
+    BEST,
+    LAST,
+    has_best,
+    mark_finished,
+    read_checkpoint,
+)
 from refrag_lightning.training.shards import whole_weights
 from refrag_lightning.training.summary import closing_lines, resume_command, usage_lines
 
@@ -275,6 +281,8 @@ class RefragCLI(LightningCLI):
         )
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if isinstance(self.datamodule, ResumableDataModule):
+            self.datamodule.restart_epoch = self.settings.restart_epoch
         try:
             super()._run_subcommand(subcommand)
             wandb_run.finish(self.trainer)
@@ -306,6 +314,11 @@ class RefragCLI(LightningCLI):
             command = resume_command(self.folder.shown(), self.folder.shown(LAST))
             print(f"to go on from the last checkpoint:\n    {command}", file=sys.stderr)
 
+    def _step_before(self) -> int | None:
+        """The step of the checkpoint that the run began with, if there was one."""
+        checkpoint = self.start.checkpoint
+        return None if checkpoint is None else read_checkpoint(Path(checkpoint))["global_step"]
+
     def after_fit(self) -> None:
         """Tests and exports the model, and says where everything is."""
         assert self.folder is not None
@@ -326,6 +339,11 @@ class RefragCLI(LightningCLI):
             # Before it is said to be there.
             self.mirror.copy()
         saved = self.checkpoints
+        if (step := self._step_before()) == self.trainer.global_step:
+            print(
+                f"nothing was trained: the checkpoint is at step {step} already, where this run "
+                "ends; raise trainer.max_steps or max_epochs to go on"
+            )
         has_own = bool(saved and saved.last_model_path) or self.start.own is not None
         best = saved.best_model_path if saved else ""
         lines = closing_lines(

@@ -74,6 +74,11 @@ class CorpusDataModule(ResumableDataModule):
         for split in _SPLITS.get("fit" if function is None else function.value, ()):
             self.corpus(split)
 
+    def data_key(self) -> Any:
+        """How many texts and tokens there are; no file's place or time, which a retry changes."""
+        totals = self.corpus("train").totals(self.unit)
+        return [len(totals), int(totals.sum())]
+
     def corpus(self, split: Split) -> Corpus:
         """The texts of a split.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -46,7 +47,16 @@ class ResumableLoader:
         trainer: The trainer whose progress is followed.
         num_workers: Worker processes; 0 loads in the main process.
         pin_memory: Copy batches to pinned memory, for a faster way to the GPU.
+
+    Attributes:
+        restart_epoch: Whether a place in an epoch of other data may be taken for its beginning.
+        restarted: Whether one was.
+        data_key: What the data depend on beside their order; plain data.
     """
+
+    restart_epoch = False
+    restarted = False
+    data_key: Any = None
 
     def __init__(self, trainer: Trainer, *, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.trainer = trainer
@@ -60,6 +70,11 @@ class ResumableLoader:
     def _batches_since_begin(self) -> int:
         # The counters are restored after the first call of `iter`: until then they say 0.
         return max(0, self._processed() - self.begin["processed"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which samples stand in which batch: a place means nothing under others."""
+        raise NotImplementedError
 
     def _at(self, num_batches: int) -> dict[str, Any]:
         """The position `num_batches` after `begin`, in the same epoch."""
@@ -103,13 +118,16 @@ class ResumableLoader:
         if done and self.trainer.is_last_batch:
             position = self._next_epoch(position)
         position = position | {"processed": self.begin["processed"] + done}
-        return {"ranks": _gather(position)}
+        settings = self.settings | {"data": self.data_key}
+        # Through JSON: what comes back from a checkpoint has lists where there were tuples.
+        return {"ranks": _gather(position), "settings": json.loads(json.dumps(settings))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state` at the next `iter`.
 
         Raises:
-            ValueError: If `state` was written by another number of ranks.
+            ValueError: If `state` was written by another number of ranks, or in the middle of an
+                epoch of other data or in another order, and the epoch may not be started anew.
         """
         ranks = state["ranks"]
         if len(ranks) != self.trainer.world_size:
@@ -118,6 +136,31 @@ class ResumableLoader:
                 f"{self.trainer.world_size}: the position in the data would not be the same"
             )
         self.begin = dict(ranks[self.trainer.global_rank])
+        changes = self._changes(state.get("settings"))
+        if not changes or not self.begin["batch"]:
+            return
+        if not self.restart_epoch:
+            raise ValueError(
+                f"the checkpoint was written after batch {self.begin['batch']} of an epoch of "
+                f"other training data ({'; '.join(changes)}), so that place means nothing here: "
+                "give the data of the checkpoint, or --restart_epoch true to begin the epoch anew"
+            )
+        self.restarted = True
+        self.begin = self._next_epoch(self.begin) | {"epoch": self.begin["epoch"]}
+
+    def _changes(self, saved: dict[str, Any] | None) -> list[str]:
+        """What is not as it was when a checkpoint's settings were written."""
+        if saved is None:
+            return []  # of an earlier version, which did not write them
+        own = json.loads(json.dumps(self.settings | {"data": self.data_key}))
+        changes = [
+            f"{name} {saved.get(name)} -> {own.get(name)}"
+            for name in sorted(own.keys() | saved.keys())
+            if name != "data" and own.get(name) != saved.get(name)
+        ]
+        if own["data"] != saved.get("data"):
+            changes.append("other sources or settings of what is read")
+        return changes
 
 
 class ResumableDataLoader(ResumableLoader):
@@ -150,6 +193,11 @@ class ResumableDataLoader(ResumableLoader):
     def __len__(self) -> int:
         """Batches of a whole epoch, also where this one is resumed in its middle."""
         return len(self.order)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the order."""
+        return self.order.settings
 
     def _at(self, num_batches: int) -> dict[str, Any]:
         return self.begin | {"batch": self.begin["batch"] + num_batches}
@@ -213,6 +261,15 @@ class ResumableStreamLoader(ResumableLoader):
         self.batches_per_epoch = batches_per_epoch
         self.begin |= {"workers": None, "turn": 0}
         self._recent: dict[int, dict[str, Any]] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the stream's batches."""
+        return {
+            "batch_size": self.batch_size,
+            "batches_per_epoch": self.batches_per_epoch,
+            "seed": self.seed,
+        }
 
     def __len__(self) -> int:
         """Batches an epoch; a TypeError, as for any iterable, where that is not known."""

@@ -22,7 +22,9 @@ A data set that says how long each sample is (`lengths`, tokens) can have batche
 
 What is saved is a position: for a data set (epoch, batch), because its order is a pure function
 of (seed, epoch); for a stream the state that travelled with the last batch that was trained on,
-of every worker and every rank. Batches that workers or Lightning fetched ahead do not count.
+of every worker and every rank. Batches that workers or Lightning fetched ahead do not count. With
+it goes what the order depends on (how many samples, `batch_size`, `seed`, …, and `data_key`): a
+place in the middle of an epoch is refused where they differ, unless `restart_epoch` is set.
 
 Neither the order nor the workers touch the global random state. Random numbers drawn in a data
 set's `__getitem__` or in `collate` (from torch, numpy or random) are seeded by (seed, epoch,
@@ -68,7 +70,13 @@ class ResumableDataModule(LightningDataModule):
         pin_memory: Copy batches to pinned memory, for a faster way to the GPU.
         tokens_per_batch: For data sets with lengths: tokens a training batch and rank, in place of
             `batch_size` samples. `drop_last` then leaves out nothing.
+
+    Attributes:
+        restart_epoch: Begin the epoch anew where a checkpoint's place in it is one in other data
+            (`--restart_epoch true` on the command line); False refuses such a checkpoint.
     """
+
+    restart_epoch = False
 
     def __init__(
         self,
@@ -100,6 +108,10 @@ class ResumableDataModule(LightningDataModule):
         """The training samples: a map-style data set or a stream. Called after `setup("fit")`."""
         raise NotImplementedError
 
+    def data_key(self) -> Any:
+        """What the training data depend on beside their order, as plain data for JSON."""
+        return None
+
     def collate(self, samples: list[Any]) -> Any:
         """Makes a batch of a list of samples."""
         raise NotImplementedError
@@ -127,6 +139,8 @@ class ResumableDataModule(LightningDataModule):
             self._loader = ResumableDataLoader(
                 trainer, dataset=data, order=self._order(data), **common
             )
+        self._loader.restart_epoch = self.restart_epoch
+        self._loader.data_key = self.data_key()
         if self._restored is not None:
             self._loader.load_state_dict(self._restored)
             self._restored = None
@@ -206,6 +220,11 @@ class ResumableDataModule(LightningDataModule):
         if device.type == "cuda" and hasattr(batch, "pin_memory"):
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    @property
+    def epoch_restarted(self) -> bool:
+        """Whether the epoch of the checkpoint that was loaded is begun anew."""
+        return self._loader is not None and self._loader.restarted
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training data, for the checkpoint."""

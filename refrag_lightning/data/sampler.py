@@ -18,6 +18,7 @@ same number of batches, which a learning rate schedule and a resume need.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,17 @@ class EpochOrder:
         """Batches an epoch and rank."""
         whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
         return whole + (1 if rest and not self.drop_last else 0)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the order depends on; plain data."""
+        return {
+            "samples": self.num_samples,
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[list[int]]:
         """Yields the sample indices of batches `start`, `start + 1`, … of `epoch`."""
@@ -135,6 +147,17 @@ class TokenOrder:
     def __len__(self) -> int:
         """Batches an epoch and rank."""
         return self._num_batches
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the order depends on; plain data."""
+        return {
+            "samples": len(self.lengths),
+            "tokens": int(self.lengths.sum()),
+            "tokens_per_batch": self.tokens_per_batch,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[list[int]]:
         """Yields the sample indices of batches `start`, `start + 1`, … of `epoch`."""

@@ -187,6 +187,13 @@ class SFTDataModule(ResumableDataModule):
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return Mixture(parts, [source.weight for source in self.sources], lengths)
 
+    def data_key(self) -> Any:
+        """Each source's size, ends and weight; no file's place or time, which a retry changes."""
+        return [
+            [len(part), *(c.id for c in (*part[:1], *part[-1:])), source.weight]
+            for part, source in zip(self.conversations("train"), self.sources, strict=True)
+        ]
+
     def conversations(self, split: Split) -> list[list[Conversation]]:
         """The conversations of a split, a list for each source, read once.
 

@@ -52,7 +52,7 @@ from refrag_lightning.training.gradients import clip_by_norm, clip_by_value
 from refrag_lightning.training.optim import WarmupCosine, adamw, parameter_groups
 from refrag_lightning.training.precision import check_precision
 from refrag_lightning.training.random_states import RandomStates
-from refrag_lightning.training.restart import leave_finished_epoch
+from refrag_lightning.training.restart import begin_epoch_anew, leave_finished_epoch
 from refrag_lightning.training.sharded import ShardedStrategy
 from refrag_lightning.training.stop import StopTogether
 from refrag_lightning.training.trained_state import check_trained_state, frozen_keys
@@ -292,6 +292,7 @@ class RefragLightningModule(LightningModule):
     def on_train_start(self) -> None:
         """Puts this run's settings over those that a checkpoint's optimiser state brought along."""
         leave_finished_epoch(self.trainer)
+        begin_epoch_anew(self.trainer)
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         if not isinstance(scheduler, WarmupCosine):
             return

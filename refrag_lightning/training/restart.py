@@ -1,6 +1,20 @@
-"""A correction to how Lightning goes on from the end of an epoch."""
+"""How Lightning is made to go on from the end of an epoch, and to begin one anew."""
 
 from lightning.pytorch import Trainer
+
+
+def begin_epoch_anew(trainer: Trainer) -> None:
+    """Makes a run resumed inside an epoch begin that epoch from its first batch.
+
+    Where the data module has to (see `ResumableDataModule.restart_epoch`). To be called when
+    training starts.
+    """
+    if not getattr(trainer.datamodule, "epoch_restarted", False):  # type: ignore[attr-defined]
+        return
+    loop = trainer.fit_loop.epoch_loop
+    for part in (loop, loop.val_loop):
+        part._restarting = False
+        part.reset_restart_stage()
 
 
 def leave_finished_epoch(trainer: Trainer) -> None:

@@ -36,6 +36,8 @@ class RunSettings:
         run_id: Name of the run's folder in place of the time. With it, a second start of the same
             command goes on from the run's last checkpoint. None takes the job's id in an AWS Batch
             job, where a retry is such a second start.
+        restart_epoch: Where a checkpoint was written in the middle of an epoch and the training
+            data or their batches are others now, begin that epoch anew instead of refusing.
         validate_first: Validate before the first step; a resumed run leaves it out.
         test_after_fit: Run the test loop on the trained model.
         export: Write the trained model as a folder at the end.
@@ -52,6 +54,7 @@ class RunSettings:
     name: str | None = None
     runs_dir: str = "runs"
     run_id: str | None = None
+    restart_epoch: bool = False
     validate_first: bool = False
     test_after_fit: bool = False
     export: bool = True

@@ -136,7 +136,9 @@ def died_of(args):
 
 
 @pytest.mark.parametrize("class_name", ["ToyDataModule", "ToyStreamDataModule"])
-def test_a_run_killed_in_mid_epoch_goes_on_from_the_command_line(tmp_path, monkeypatch, class_name):
+def test_a_run_killed_in_mid_epoch_goes_on_from_the_command_line(
+    tmp_path, monkeypatch, capsys, class_name
+):
     monkeypatch.chdir(tmp_path)
     config = {
         "model": {"class_path": "tests.training.toy.ToyModule", "init_args": {"lr": 0.01}},
@@ -164,6 +166,17 @@ def test_a_run_killed_in_mid_epoch_goes_on_from_the_command_line(tmp_path, monke
     # Nothing that was logged before the kill is lost.
     assert metrics(killed) == expected[: len(metrics(killed))]
     assert metrics(killed)[-1]["step"] == "21"
+    capsys.readouterr()
+    main([*fit, "--ckpt_path", str(whole / "checkpoints" / "last.ckpt")])
+    assert "nothing was trained: the checkpoint is at step 30" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*fit, "--ckpt_path", checkpoint, "--data.init_args.batch_size", "5"])
+    assert "batch_size 4 -> 5" in capsys.readouterr().err
+    main(
+        [*fit, "--ckpt_path", checkpoint, "--data.init_args.batch_size", "5"]
+        + ["--restart_epoch", "true"]
+    )
+    assert "nothing was trained" not in capsys.readouterr().out
 
 
 def test_batches_by_tokens_need_data_with_lengths():
@@ -187,3 +200,96 @@ def test_a_stream_refuses_another_number_of_workers(tmp_path):
     train(tmp_path / "whole", "stream, 2 workers", "steps")
     with pytest.raises(ValueError, match="with num_workers=2, this run has num_workers=0"):
         train(tmp_path / "again", "stream", "steps", ckpt_path=tmp_path / "whole" / "7.ckpt")
+
+
+class Stopped(ToyModule):
+    """Gets SIGTERM in the second of the batches that step 6 accumulates."""
+
+    stops = True
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 6 and batch_idx % 4 == 1 and self.stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_told_to_stop_in_mid_accumulation_ends_its_step_and_saves(tmp_path):
+    def fit(name, *, stops=False, ckpt_path=None):
+        seed_everything(1, verbose=False)
+        module = Stopped(lr=0.01)
+        module.stops = stops
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            callbacks=[Checkpoints(tmp_path / name, every_n_steps=100)],
+            max_steps=12,
+            accumulate_grad_batches=4,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        stopped = False
+        try:
+            trainer.fit(module, ToyDataModule(batch_size=4), ckpt_path=ckpt_path)
+        except SystemExit:
+            stopped = True
+        return module, stopped
+
+    whole, stopped = fit("whole")
+    assert not stopped
+    _, stopped = fit("stopped", stops=True)
+    assert stopped
+    checkpoint = tmp_path / "stopped" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 7
+    again, _ = fit("again", ckpt_path=checkpoint)
+    assert again.history == whole.history[len(whole.history) - len(again.history) :]
+    assert again.history[0][0] == 7
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"batch_size": 16}, "batch_size 4 -> 16"),
+        ({"size": 20}, "samples 46 -> 20"),
+        ({"seed": 5}, "seed 0 -> 5"),
+        ({"tokens_per_batch": 12}, "tokens_per_batch None -> 12"),
+    ],
+)
+@pytest.mark.parametrize("limit", [{"max_steps": 26}, {"max_epochs": 3}])
+@pytest.mark.filterwarnings("ignore")
+def test_a_place_in_other_data_is_refused_or_its_epoch_begun_anew(tmp_path, changed, what, limit):
+    def fit(name, data, ckpt_path=None, *, until=limit):
+        seed_everything(1, verbose=False)
+        module = ToyModule(lr=0.01)
+        Trainer(
+            accelerator="cpu",
+            logger=False,
+            callbacks=[KeepAll(tmp_path / name, every_n_steps=1), History()],
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **until,
+        ).fit(module, data, ckpt_path=ckpt_path)
+        return module.history
+
+    fit("first", ToyDataModule(batch_size=4), until={"max_steps": 20})
+    place = tmp_path / "first" / "20.ckpt"  # batch 8 of the second epoch
+    with pytest.raises(ValueError, match=f"after batch 8 of an epoch.*{what}.*--restart_epoch"):
+        fit("refused", ToyDataModule(**{"batch_size": 4, **changed}), place)
+    data = ToyDataModule(**{"batch_size": 4, **changed})
+    data.restart_epoch = True
+    history = fit("anew", data, place)
+    steps = [entry for entry in history if len(entry) == 4]
+    assert steps[0][:2] == (20, 0)
+    epochs = [entry[1] for entry in history if entry[0] == "epoch"]
+    assert epochs[:1] == [1]
+    if "max_epochs" in limit:
+        # The rest of the second epoch anew, and the third.
+        assert epochs == [1, 2] and len(steps) == 2 * len(data._loader)
+    else:
+        assert steps[-1][0] == 25
+    # Between two epochs any data will do.
+    fit("between", ToyDataModule(**{"batch_size": 4, **changed}), tmp_path / "first" / "12.ckpt")
