@@ -35,6 +35,7 @@ from refrag_lightning.cli import UsageError
 from refrag_lightning.cli_errors import explain
 from refrag_lightning.data.resume import ResumableDataModule
 from refrag_lightning.launch.cluster import plug_in
+from refrag_lightning.plain_text import say
 from refrag_lightning.training import wandb_run
 from refrag_lightning.training.base import RefragLightningModule, check_precision
 from refrag_lightning.training.checkpoints import Checkpoints
@@ -96,7 +97,7 @@ def run(args: list[str]) -> None:
             args=from_folder(args),
         )
     except RunFinished as finished:
-        print(finished)
+        say(finished)
 
 
 def hello(args: list[str]) -> None:
@@ -197,7 +198,7 @@ class RefragCLI(LightningCLI):
         for name, saved in self.start.hyper_parameters.items():
             value = given.get(name, saved)
             if _as_data(value) != _as_data(saved):
-                print(
+                say(
                     f"note: {name} is {value} here, {saved} in the checkpoint; {value} counts",
                     file=sys.stderr,
                 )
@@ -304,7 +305,7 @@ class RefragCLI(LightningCLI):
             return
         if self.checkpoints.last_model_path:
             command = resume_command(self.folder.shown(), self.folder.shown(LAST))
-            print(f"to go on from the last checkpoint:\n    {command}", file=sys.stderr)
+            say(f"to go on from the last checkpoint:\n    {command}", file=sys.stderr)
 
     def after_fit(self) -> None:
         """Tests and exports the model, and says where everything is."""
@@ -334,7 +335,7 @@ class RefragCLI(LightningCLI):
             best=folder.shown(BEST) if best and has_best(folder) else best,
             usage=usage_lines(self.model.usage, folder) if exported else [],
         )
-        print("\n".join(lines))
+        say("\n".join(lines))
 
 
 def _is_rank_zero() -> bool:
