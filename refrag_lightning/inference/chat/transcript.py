@@ -112,10 +112,13 @@ def _harmless(text: str) -> str:
     """An answer's Markdown, or the same as code where it would load or run something."""
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark").enable("table")
-    # Every address is to be seen here, also those that it takes for text and others follow.
-    parser.validateLink = lambda address: True
-    tokens = parser.parse(text)
+    class Parser(MarkdownIt):
+        """One that shows every address, also those it takes for text and others would follow."""
+
+        def validateLink(self, url: str) -> bool:
+            return True
+
+    tokens = Parser("commonmark").enable("table").parse(text)
     inner = [child for token in tokens for child in token.children or ()]
     addresses = [str(token.attrs.get("href", "")) for token in inner]
     if all(token.type not in _ACTIVE for token in (*tokens, *inner)) and all(
