@@ -273,7 +273,7 @@ def test_debug_shows_the_traceback(config, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--debug", "--config", config, "--model.nan_at", "2"])
     said = capsys.readouterr().err
-    assert "Traceback" in said and "ValueError: the loss of batch 2" in said
+    assert "Traceback" in said and "Error: the loss of batch 2" in said
 
 
 def test_a_bug_is_told_with_its_type():

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from refrag_lightning.plain_text import one_line, say
+from refrag_lightning.plain_text import printable, say
 
 
 class SpeedMonitor(Callback):
@@ -144,7 +144,7 @@ class ProgressLine(Callback):
         return "  ".join(piece for piece in pieces if piece)
 
     def _show(self, line: str, *, keep: bool = False) -> None:
-        line = one_line(line)
+        line = printable(line)
         if self.terminal:
             # The only carriage return that the package writes by itself.
             sys.stderr.write("\r" + line.ljust(self._width) + "\n" * keep)
