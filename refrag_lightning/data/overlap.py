@@ -21,6 +21,7 @@ from typing import Any
 from refrag_lightning.data.questions import read_passages
 from refrag_lightning.data.rows import Row, field_of, json_rows, text_of
 from refrag_lightning.data.sources import BLANK_LINES
+from refrag_lightning.plain_text import literal_markdown
 
 Run = tuple[str, ...]
 
@@ -178,7 +179,8 @@ def table(found: Iterable[tuple[str, dict[str, Overlap]]]) -> str:
         "|---|---|---:|---:|---:|",
     ]
     lines += [
-        f"| {Path(file).name} | {Path(test).name} | {o.texts:,} | {o.sharing:,} | {len(o.runs):,} |"
+        f"| {literal_markdown(Path(file).name)} | {literal_markdown(Path(test).name)} "
+        f"| {o.texts:,} | {o.sharing:,} | {len(o.runs):,} |"
         for file, overlaps in found
         for test, o in overlaps.items()
     ]

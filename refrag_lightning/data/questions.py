@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from refrag_lightning.data.rows import (
+    MAX_MB,
     HeldOut,
     HubRows,
     JsonRows,
@@ -161,6 +162,7 @@ class JsonLinesQuestions(_QuestionRows):
         passages: The field of the passages; None where there are none.
         held_out: Share of the gold passages for validation, and the same again for test.
         limit: Most questions that are read.
+        max_mb: Most millions of characters of a line; see `rows.json_rows`.
 
     Raises:
         FileNotFoundError: If a path or pattern matches no file.
@@ -174,8 +176,9 @@ class JsonLinesQuestions(_QuestionRows):
         passages: str | None = "passages",
         held_out: float = 0.0,
         limit: int | None = None,
+        max_mb: float = MAX_MB,
     ) -> None:
-        super().__init__(JsonRows(paths), (question, answers, passages), held_out, limit)
+        super().__init__(JsonRows(paths, max_mb), (question, answers, passages), held_out, limit)
 
 
 class HubQuestions(_QuestionRows):

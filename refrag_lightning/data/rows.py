@@ -5,16 +5,23 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Split = Literal["train", "val", "test"]
 Row = Mapping[str, Any]
 T = TypeVar("T")
+
+# Millions of characters that a line or a document may have; a long book has three.
+MAX_MB = 64
+# JSON packs to a tenth, and to a hundredth where it repeats itself; gzip goes to 1/1032.
+_MOST_PACKED = 200
+_DEEPEST = 100
 
 
 class HeldOut:
@@ -114,14 +121,16 @@ class JsonRows:
 
     Args:
         paths: Files or patterns, or one of them.
+        max_mb: See `json_rows`.
     """
 
-    def __init__(self, paths: str | list[str]) -> None:
+    def __init__(self, paths: str | list[str], max_mb: float = MAX_MB) -> None:
         self.paths = [paths] if isinstance(paths, str) else paths
+        self.max_mb = max_mb
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         for file in matching_files(self.paths):
-            yield from json_rows(file)
+            yield from json_rows(file, max_mb=self.max_mb)
 
     def key(self) -> dict[str, Any]:
         """The files' names, sizes and times of change."""
@@ -184,30 +193,107 @@ def matching_files(paths: str | list[str]) -> list[str]:
     return files
 
 
-def json_rows(file: str) -> Iterator[tuple[str, Row]]:
+def json_rows(file: str, *, max_mb: float = MAX_MB) -> Iterator[tuple[str, Row]]:
     """Yields each line of a JSON lines file, gzipped or not, and what to call it.
 
     Not through `datasets`: it settles on one type for each field, and rows of conversations differ.
 
+    Args:
+        file: The file.
+        max_mb: Most millions of characters of a line. A gzipped file that unpacks to more than
+            200 times its size is refused too, if it is larger than this in MB.
+
     Raises:
-        ValueError: If a line is no JSON object, or the file is not what its name says.
+        ValueError: If a line is no JSON object, or longer or more deeply nested than may be, or the
+            file is not what its name says.
     """
-    opened: Any = gzip.open if file.endswith(".gz") else open
+    check_regular(Path(file))
+    longest = int(max_mb * 1e6)
+    is_packed = file.endswith(".gz")
+    opened: Any = gzip.open if is_packed else open
+    largest = max(longest, _MOST_PACKED * Path(file).stat().st_size)
     with opened(file, "rt", encoding="utf-8") as lines:
         try:
-            for number, line in enumerate(lines, start=1):
+            for number in count(1):
+                # Not `for line in lines`, which puts a line together however long it is.
+                line = lines.readline(longest + 1)
+                if not line:
+                    break
                 where = f"row {number} of {file!r}"
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where} is no JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{where} is no JSON object: {line.strip()[:40]!r}")
-                yield where, row
+                if len(line) > longest:
+                    raise ValueError(
+                        f"{where} is longer than {max_mb:g} million characters; if that is meant, "
+                        "raise max_mb"
+                    )
+                if is_packed and lines.buffer.tell() > largest:
+                    raise ValueError(
+                        f"{file!r} unpacks to more than {_MOST_PACKED} times its size (row "
+                        f"{number}); if that is meant, raise max_mb ({max_mb:g}) to all of it in MB"
+                    )
+                if line.strip():
+                    yield where, parse_row(line, where)
         except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
             raise ValueError(f"{file!r} cannot be read as JSON lines: {error}") from error
+
+
+def parse_row(line: str, where: str) -> Row:
+    """Reads a JSON object.
+
+    Args:
+        line: Its text.
+        where: What to call it in messages.
+
+    Raises:
+        ValueError: If it is none, or nested more deeply than may be.
+    """
+    try:
+        row = json.loads(line)
+        # Whoever walks down such values would fail later on, far from here.
+        if line.count("[") + line.count("{") > _DEEPEST and _depth(row) > _DEEPEST:
+            raise RecursionError
+    except RecursionError:
+        raise ValueError(f"{where} is nested more than {_DEEPEST} deep") from None
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no JSON object: {line.strip()[:40]!r}")
+    return row
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return depth
+
+
+def check_regular(file: Path) -> None:
+    """Raises where a file is none that can be read from its start to its end.
+
+    Raises:
+        OSError: If it is not there.
+        ValueError: If it is a folder, a FIFO, a socket or a device. Opening a FIFO would wait for
+            whoever writes into it.
+    """
+    mode = file.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{str(file)!r} is a {kind_of(mode)}, not a file that can be read")
+
+
+def kind_of(mode: int) -> str:
+    """What a path is that is no regular file: `FIFO`, `device` and so on.
+
+    Args:
+        mode: Its `st_mode`.
+    """
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def field_of(row: Row, path: str, where: str) -> Any:

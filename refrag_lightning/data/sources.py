@@ -12,6 +12,7 @@ from typing import Any
 
 from refrag_lightning.data.questions import Passage
 from refrag_lightning.data.rows import (
+    MAX_MB,
     HeldOut,
     HubRows,
     JsonRows,
@@ -129,6 +130,7 @@ class JsonLinesSource(_TextRows):
         field: The field that holds the text.
         held_out: Share of the texts for validation, and the same again for test.
         limit: Most texts that are read.
+        max_mb: Most millions of characters of a line; see `rows.json_rows`.
 
     Raises:
         FileNotFoundError: If a path or pattern matches no file.
@@ -140,8 +142,9 @@ class JsonLinesSource(_TextRows):
         field: str = "text",
         held_out: float = 0.0,
         limit: int | None = None,
+        max_mb: float = MAX_MB,
     ) -> None:
-        super().__init__(JsonRows(paths), field, held_out, limit)
+        super().__init__(JsonRows(paths, max_mb), field, held_out, limit)
 
 
 class HubSource(_TextRows):

@@ -6,7 +6,6 @@ there as such, with its reason in a note; it is never left out.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refrag_lightning.evaluation.gap import Interval
+from refrag_lightning.plain_text import as_json, code_markdown, literal_markdown, one_line
 
 Cell = Interval | float | int | str | None
 
@@ -38,11 +38,11 @@ class Table:
 
     def cells(self) -> list[list[str]]:
         """The rows as text; an interval is `0.912 [0.893, 0.930]`, nothing is `-`."""
-        return [[show(cell, self.digits) for cell in row] for row in self.rows]
+        return [[one_line(show(cell, self.digits)) for cell in row] for row in self.rows]
 
     def text(self) -> str:
         """The table for a terminal."""
-        lines = [self.columns, *self.cells()]
+        lines = [[*map(one_line, self.columns)], *self.cells()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = [
             "  ".join(
@@ -52,14 +52,19 @@ class Table:
             for line in lines
         ]
         aligned.insert(1, "-" * max(map(len, aligned)))
-        return "\n".join([self.name, *aligned, *self.notes])
+        return "\n".join([one_line(self.name), *aligned, *map(one_line, self.notes)])
 
     def markdown(self) -> str:
         """The table for a Markdown file."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.cells()]
-        escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-        return "\n\n".join([f"## {self.name}", table, *self.notes])
+        rows = [
+            [literal_markdown(c) if isinstance(c, str) else show(c, self.digits) for c in row]
+            for row in self.rows
+        ]
+        heads = [literal_markdown(column) for column in self.columns]
+        lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        notes = map(literal_markdown, self.notes)
+        return "\n\n".join([f"## {literal_markdown(self.name)}", table, *notes])
 
     def data(self) -> dict[str, Any]:
         """The table as plain data; an interval is `{"value": …, "low": …, "high": …}`."""
@@ -150,14 +155,23 @@ class Report:
 
     def text(self) -> str:
         """All tables for a terminal."""
-        settings = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
-        return "\n\n".join([self.title, settings, *(table.text() for table in self.tables)])
+        settings = "\n".join(one_line(f"{name}: {value}") for name, value in self.settings.items())
+        tables = (table.text() for table in self.tables)
+        return "\n\n".join([one_line(self.title), settings, *tables])
 
     def markdown(self) -> str:
         """The Markdown file."""
-        settings = "\n".join(f"- {name}: `{value}`" for name, value in self.settings.items())
-        plots = "\n\n".join(f"![{plot.name}]({plot.file})" for plot in self.plots)
-        parts = [f"# {self.title}", settings, *(table.markdown() for table in self.tables), plots]
+        settings = "\n".join(
+            f"- {literal_markdown(name)}: {code_markdown(str(value))}"
+            for name, value in self.settings.items()
+        )
+        plots = "\n\n".join(f"![{literal_markdown(p.name)}]({p.file})" for p in self.plots)
+        parts = [
+            f"# {literal_markdown(self.title)}",
+            settings,
+            *(table.markdown() for table in self.tables),
+            plots,
+        ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def data(self) -> dict[str, Any]:
@@ -177,7 +191,7 @@ class Report:
         Returns:
             The files.
         """
-        text = json.dumps(self.data(), indent=1, ensure_ascii=False, allow_nan=False)
+        text = as_json(self.data(), indent=1, allow_nan=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
         (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
         for plot in self.plots:
@@ -198,7 +212,8 @@ class Report:
             if not isinstance(logger, WandbLogger):
                 continue
             for table in self.tables:
-                logger.log_table(f"report/{table.name}", columns=table.columns, data=table.cells())
+                name, columns = f"report/{one_line(table.name)}", [*map(one_line, table.columns)]
+                logger.log_table(name, columns=columns, data=table.cells())
             for plot in self.plots:
                 logger.log_image(f"report/{plot.name}", [str(folder / plot.file)])
 

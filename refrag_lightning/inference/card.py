@@ -20,6 +20,7 @@ from refrag_lightning import offline_models, tiny_models
 from refrag_lightning.inference.card_history import results_section, training_section
 from refrag_lightning.inference.history import History
 from refrag_lightning.inference.weights import describe_weights
+from refrag_lightning.plain_text import code_markdown, literal_markdown, printable
 
 _UNITS = {
     "encoder": "the encoder's tokens",
@@ -68,13 +69,13 @@ def model_card(facts: CardFacts) -> str:
     config = json.loads((facts.folder / "config.json").read_text(encoding="utf-8"))
     is_refrag = config.get("model_type") == "refrag"
     sections = [
-        f"# {facts.name}",
+        f"# {literal_markdown(facts.name)}",
         _refrag_summary(config) if is_refrag else _plain_summary(config),
         "## Use",
         _refrag_use(facts, config) if is_refrag else _plain_use(facts),
         "## What it is",
         _refrag_table(facts, config) if is_refrag else _plain_table(facts, config),
-        *facts.notes,
+        *map(literal_markdown, facts.notes),
         "## Training",
         training_section(facts.history),
         "## Results",
@@ -83,7 +84,8 @@ def model_card(facts: CardFacts) -> str:
         _licence(facts, config),
     ]
     header = yaml.safe_dump(metadata(facts, config), sort_keys=True, allow_unicode=True)
-    return f"---\n{header}---\n\n" + "\n\n".join(sections) + "\n"
+    # YAML keeps what nobody sees; a path in the code above may hold it too.
+    return printable(f"---\n{header}---\n\n" + "\n\n".join(sections) + "\n")
 
 
 def metadata(facts: CardFacts, config: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +186,10 @@ def _refrag_table(facts: CardFacts, config: dict[str, Any]) -> str:
         ("tokens a row", f"{_numbers(config['rates'])}; {config['compression']} by default"),
         ("vectors a row", str(config["num_slots"])),
         ("rows are cut by", _UNITS[config["chunk_by"]]),
-        ("pooling", config["pooling"]),
+        ("pooling", literal_markdown(config["pooling"])),
         ("the encoder reads", f"a {config['context']} at a time"),
-        ("projector", config["projector"]),
-        ("differs from the bases", ", ".join(config.get("trained") or ["projector"])),
+        ("projector", literal_markdown(config["projector"])),
+        ("differs from the bases", _names(config.get("trained") or ["projector"])),
         ("LoRA on the decoder", adapter),
         ("in this folder", describe_weights(facts.folder)),
         ("needs the base models", "no" if config.get("full") else "yes"),
@@ -199,15 +201,16 @@ def _base(config: dict[str, Any], part: str) -> str:
     """A base's name, revision and kind; of a local folder its last part."""
     name, revision = config.get(f"{part}_name"), config.get(f"{part}_revision")
     kind = (config.get(f"{part}_config") or {}).get("model_type", "unknown kind")
-    return f"{_shown(name, revision)}, {kind}" + (f", `{revision[:19]}`" if revision else "")
+    commit = f", {code_markdown(revision[:19])}" if revision else ""
+    return f"{_shown(name, revision)}, {literal_markdown(kind)}{commit}"
 
 
 def _shown(name: str | None, revision: str | None = None) -> str:
     if not name:
         return "unknown"
     if is_on_hub(name, revision) or name in tiny_models.NAMES:
-        return f"`{name}`"
-    return f"a local folder, `{Path(name).name}`"
+        return code_markdown(name)
+    return f"a local folder, {code_markdown(Path(name).name)}"
 
 
 def _vectors(num_slots: int) -> str:
@@ -218,8 +221,9 @@ def _vectors(num_slots: int) -> str:
 
 
 def _plain_summary(config: dict[str, Any]) -> str:
+    kind = config.get("model_type", "unknown kind")
     return (
-        f"A causal language model ({config.get('model_type', 'unknown kind')}), as an ordinary "
+        f"A causal language model ({literal_markdown(kind)}), as an ordinary "
         "Hugging Face folder. It reads documents as text, without an encoder."
     )
 
@@ -240,7 +244,10 @@ def _plain_use(facts: CardFacts) -> str:
 
 def _plain_table(facts: CardFacts, config: dict[str, Any]) -> str:
     architecture = ", ".join(config.get("architectures") or ["unknown"])
-    rows = [("architecture", architecture), ("in this folder", describe_weights(facts.folder))]
+    rows = [
+        ("architecture", literal_markdown(architecture)),
+        ("in this folder", describe_weights(facts.folder)),
+    ]
     if facts.base:
         rows.insert(1, ("began as", _shown(facts.base)))
     return _table(rows)
@@ -251,8 +258,8 @@ def _plain_table(facts: CardFacts, config: dict[str, Any]) -> str:
 
 def _licence(facts: CardFacts, config: dict[str, Any]) -> str:
     if facts.license is not None:
-        return f"`{facts.license}`, as given by whoever exported it."
-    bases = [f"`{name}`" for name in _bases(facts, config)]
+        return f"{code_markdown(facts.license)}, as given by whoever exported it."
+    bases = [*map(code_markdown, _bases(facts, config))]
     other = f" The licences of {' and '.join(bases)} apply to what was taken from there."
     return "Not stated." + (other if bases else "")
 
@@ -263,7 +270,11 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+    return re.sub(r"(?<!\\)\|", r"\|", text)
+
+
+def _names(names: Sequence[str]) -> str:
+    return literal_markdown(", ".join(names))
 
 
 def _numbers(values: Sequence[int]) -> str:

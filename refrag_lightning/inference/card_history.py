@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from refrag_lightning.evaluation.gap import Interval
 from refrag_lightning.evaluation.report import Cell, Table
 from refrag_lightning.inference.history import History, Stage
+from refrag_lightning.plain_text import as_json, code_markdown, literal_markdown
 
 
 def training_section(history: History) -> str:
@@ -23,14 +23,15 @@ def training_section(history: History) -> str:
     parts = [_body(table)]
     if not history.complete:
         parts.append(
-            f"What led to `{history.stages[0].began_from}` is not known: its run folder was not "
-            "found."
+            f"What led to {code_markdown(str(history.stages[0].began_from))} is not known: its run "
+            "folder was not found."
         )
     options = [
-        ", ".join(f"{name} `{_plain(value)}`" for name, value in stage.options.items())
+        ", ".join(f"{name} {_code(value)}" for name, value in stage.options.items())
         for stage in history.stages
     ]
-    lines = [f"- {stage.name}: {text}" for stage, text in zip(history.stages, options, strict=True)]
+    names = [literal_markdown(stage.name) for stage in history.stages]
+    lines = [f"- {name}: {text}" for name, text in zip(names, options, strict=True)]
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
@@ -56,16 +57,19 @@ def results_section(history: History) -> str:
     parts = []
     figures = history.stages[-1].figures if history.stages else {}
     if figures:
-        rows: list[list[Cell]] = [[f"`{name}`", value] for name, value in sorted(figures.items())]
+        rows: list[list[Cell]] = [[name, value] for name, value in sorted(figures.items())]
         table = Table("", ["figure", "value"], rows, digits=4)
         parts += ["What the last run of training logged last:", _body(table)]
     for report in history.reports:
-        settings = ", ".join(f"{name} `{_plain(v)}`" for name, v in report["settings"].items())
-        parts += [f"### {report['title'] or 'Evaluation'}", *([settings] if settings else [])]
+        settings = ", ".join(
+            f"{literal_markdown(name)} {_code(value)}" for name, value in report["settings"].items()
+        )
+        title = literal_markdown(report["title"] or "Evaluation")
+        parts += [f"### {title}", *([settings] if settings else [])]
         for name, data in report["tables"].items():
             rows = [[_cell(cell) for cell in row] for row in data["rows"]]
             table = Table(name, data["columns"], rows, notes=data.get("notes") or [])
-            parts.append(f"**{name}**\n\n{_body(table)}")
+            parts.append(f"**{literal_markdown(name)}**\n\n{_body(table)}")
     if not history.reports:
         parts.append("No report of an evaluation on this model was found.")
     return "\n\n".join(parts)
@@ -84,6 +88,5 @@ def _body(table: Table) -> str:
     return table.markdown().split("\n\n", 1)[1]
 
 
-def _plain(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-    return text.replace("`", "'")
+def _code(value: Any) -> str:
+    return code_markdown(as_json(value) if isinstance(value, dict | list) else str(value))

@@ -29,6 +29,7 @@ from refrag_lightning.inference.mark import (
     replaced,
     write_mark,
 )
+from refrag_lightning.plain_text import say
 
 if TYPE_CHECKING:
     from refrag_lightning.inference.history import History
@@ -104,12 +105,12 @@ def export(
     with _place(out) as folder:
         notes = export_folder(model, folder, options=options, name=push_to_hub, license=license)
         for note in notes:
-            print(note)
+            say(note)
         if out is not None:
-            print(f"folder  {folder}")
+            say(f"folder  {folder}")
         if push_to_hub is not None:
             address = push(folder, push_to_hub, private=private)
-            print(f"sent to {address}")
+            say(f"sent to {address}")
 
 
 def export_folder(

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from refrag_lightning.plain_text import say
+
 
 def generate(
     model: str,
@@ -49,4 +51,4 @@ def generate(
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature}
     tokens = loaded.generate(**batch.to(device), max_new_tokens=max_new_tokens, **sampling)
-    print(tokenizer.decode(tokens[0]))
+    say(tokenizer.decode(tokens[0]))

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from refrag_lightning.inference.prompt import PlacedDocument
+from refrag_lightning.plain_text import one_line, printable
 from refrag_lightning.text.batch import RowState, RowTrace
 from refrag_lightning.text.segments import Segment
 
@@ -211,7 +212,7 @@ class Trace:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(caption=Text("\n".join(self.summary())), caption_justify="left")
+        table = Table(caption=Text(printable("\n".join(self.summary()))), caption_justify="left")
         for name in ("id", "title", "vectors", "text rows", "rows"):
             numeric = name in ("vectors", "text rows")
             table.add_column(name, justify="right" if numeric else "left")
@@ -219,8 +220,8 @@ class Trace:
             states = document.states
             table.add_row(
                 # As Text: a title may hold what rich reads as markup.
-                Text(document.placed.document.id),
-                Text(document.placed.document.title or document.placed.document_id),
+                Text(one_line(document.placed.document.id)),
+                Text(one_line(document.placed.document.title or document.placed.document_id)),
                 str(states["vector"]),
                 str(states["tokens"]),
                 _ORIGINS[document.origin],
@@ -236,11 +237,11 @@ class Trace:
         for document in self.documents:
             for row in document.rows:
                 table.add_row(
-                    Text(row.document_id),
+                    Text(one_line(row.document_id)),
                     f"{row.start}-{row.end}",
                     row.state,
                     row.why,
-                    Text(" ".join(row.text.split())),
+                    Text(one_line(row.text)),
                 )
         return table
 

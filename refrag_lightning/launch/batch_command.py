@@ -42,6 +42,7 @@ from refrag_lightning.launch.batch_settings import (
 from refrag_lightning.launch.bootstrap import Limits
 from refrag_lightning.launch.checkout import MAX_FILE_MB, Checkout, find_root, pack, upload
 from refrag_lightning.launch.follow import Logs, follow
+from refrag_lightning.plain_text import say
 
 _PROGRAM = "submit_batch.py"
 # `#` numbers a job's nodes, `:` the parts of an array job.
@@ -202,7 +203,7 @@ def _submit(job: Job, settings: Settings, options: argparse.Namespace) -> int:
     )
     requests["batch.submit_job"] = submission
     if options.dry_run:
-        print(json.dumps(requests, indent=2))
+        say(json.dumps(requests, indent=2))
         return 0
     batch = batch or client("batch", settings.region)
     _send(checkout, bucket, settings)
@@ -212,7 +213,7 @@ def _submit(job: Job, settings: Settings, options: argparse.Namespace) -> int:
         _tell(f"registered {registered}")
     job_id = batch.submit_job(**submission)["jobId"]
     _tell(f"submitted {job.name} to {queue}")
-    print(job_id, flush=True)
+    say(job_id, flush=True)
     if options.follow:
         return _follow(batch, client("logs", settings.region), job_id)
     _tell(_how(batch, job_id))
@@ -230,7 +231,7 @@ def _status(words: list[str]) -> int:
     options = _job_parser("status", "The state of a job.").parse_args(words)
     batch = client("batch", _settings(options).region)
     job = batch_jobs.describe(batch, options.job)
-    print(batch_jobs.summary(job, batch_jobs.describe_nodes(batch, job)))
+    say(batch_jobs.summary(job, batch_jobs.describe_nodes(batch, job)))
     return 0
 
 
@@ -327,13 +328,13 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _write(line: str) -> None:
-    print(line, flush=True)
+    say(line, flush=True)
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, file=sys.stderr, flush=True)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -446,12 +446,17 @@ def _line(error: BaseException) -> str:
 
 def _tell(message: str) -> None:
     # Standard output is the command's.
-    print(f"bootstrap: {message}", file=sys.stderr, flush=True)
+    print(f"bootstrap: {_plain(message)}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {_plain(message)}", file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+def _plain(message: str) -> str:
+    """A message on one line, without what a terminal obeys; the package is not there yet."""
+    return "".join(c for c in " ".join(message.split()) if c.isprintable())
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 import yaml
 
 from refrag_lightning.git_state import git_state
+from refrag_lightning.plain_text import literal_markdown, say
 
 _NAME = re.compile(r"\{([\w-]+)\}")
 # Time for a run to end by itself after it was asked to.
@@ -89,18 +90,18 @@ def chain(
     run = Chain(Path(file), Path(out), set or {})
     if show:
         for stage in run.stages.values():
-            print(f"{'done' if stage.done else '-':<5} {stage.name:<20} {stage.seconds:7.0f} s")
+            say(f"{'done' if stage.done else '-':<5} {stage.name:<20} {stage.seconds:7.0f} s")
         return
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     if unknown := [name for name in only or () if name not in run.stages]:
         raise ValueError(f"{file} has no stage {unknown[0]!r}, only {', '.join(run.stages)}")
     for name in only or run.stages:
         if not run.stages[name].done and not run.run(name, deadline=deadline):
-            print(f"time is up in {name}: the same command goes on from there")
+            say(f"time is up in {name}: the same command goes on from there")
             raise SystemExit(3)
     path = Path(results) if results else Path(out) / "results.md"
     path.write_text(run.results(), encoding="utf-8")
-    print(f"results: {path}")
+    say(f"results: {path}")
 
 
 class Chain:
@@ -214,7 +215,7 @@ class Chain:
         if arguments[0] == "fit" and saved is not None:
             arguments += ["--ckpt_path", str(saved)]
         command = [sys.executable, "-m", "refrag_lightning", *arguments]
-        print(f"\n== {name}: {shlex.join(['python', *command[1:]])}", flush=True)
+        say(f"\n== {name}: {shlex.join(['python', *command[1:]])}", flush=True)
         begin = time.monotonic()
         process = _start(command)
         stopped = False
@@ -253,13 +254,14 @@ class Chain:
 
     def results(self) -> str:
         """Markdown: what ran, on which commit, and the reports of all stages that have one."""
-        lines = [f"# {self.title}", "", f"Commit {_commit()}.", ""]
+        lines = [f"# {literal_markdown(self.title)}", "", f"Commit {_commit()}.", ""]
         lines += ["| stage | steps | tokens | minutes |", "| --- | ---: | ---: | ---: |"]
         for stage in self.stages.values():
             if not stage.done or stage.folder is None:
                 continue
             steps, tokens = _progress(self.attempts(stage))
-            lines.append(f"| {stage.name} | {steps} | {tokens} | {stage.seconds / 60:.1f} |")
+            name, minutes = literal_markdown(stage.name), stage.seconds / 60
+            lines.append(f"| {name} | {steps} | {tokens} | {minutes:.1f} |")
         for stage in self.stages.values():
             report = Path(stage.folder or "") / "report.md"
             if stage.done and report.is_file():
@@ -268,7 +270,7 @@ class Chain:
                     r"^!\[.*\n?", "", report.read_text(encoding="utf-8"), flags=re.MULTILINE
                 )
                 body = re.sub(r"^#", "##", text, flags=re.MULTILINE)
-                lines += ["", f"## {stage.name}", "", body.strip()]
+                lines += ["", f"## {literal_markdown(stage.name)}", "", body.strip()]
         return "\n".join(lines) + "\n"
 
 

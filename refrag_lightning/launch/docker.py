@@ -33,6 +33,7 @@ from typing import NamedTuple, NoReturn
 
 from refrag_lightning.launch.batch_secrets import is_secret_name, refuse_secrets
 from refrag_lightning.launch.checkout import commit
+from refrag_lightning.plain_text import say
 
 WORKSPACE = "/workspace"
 # The image's HF_HOME and REFRAG_CACHE.
@@ -92,26 +93,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         run = run_command(options, mounts, os.environ, terminal=terminal, commit=commit(root))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     build = build_command(options, root, os.environ)
     if options.dry_run:
         if options.build:
-            print(shlex.join(build))
-        print(shlex.join(run))
+            say(shlex.join(build))
+        say(shlex.join(run))
         return 0
     if shutil.which("docker") is None:
-        print("error: there is no docker here; --dry-run prints what would be run", file=sys.stderr)
+        say("error: there is no docker here; --dry-run prints what would be run", file=sys.stderr)
         return 1
     if options.build:
-        print(shlex.join(build), file=sys.stderr, flush=True)
+        say(shlex.join(build), file=sys.stderr, flush=True)
         if code := subprocess.run(build, check=False).returncode:
             return code
     for mount in mounts:
         if mount.create:
             # Docker would make it, but as root's.
             mount.source.mkdir(parents=True, exist_ok=True)
-    print(shlex.join(run), file=sys.stderr, flush=True)
+    say(shlex.join(run), file=sys.stderr, flush=True)
     # In this process's place, so that signals and the exit code are docker's own.
     os.execvp(run[0], run)
 

@@ -18,6 +18,7 @@ from typing import Any
 from refrag_lightning.launch import batch_jobs
 from refrag_lightning.launch.batch_clients import is_passing
 from refrag_lightning.launch.batch_jobs import Stream
+from refrag_lightning.plain_text import say
 
 _SHORTEST, _LONGEST = 2.0, 30.0
 _FAILURES = 10
@@ -88,8 +89,8 @@ def follow(
     logs: Any,
     job_id: str,
     *,
-    write: Callable[[str], None] = print,
-    tell: Callable[[str], None] = print,
+    write: Callable[[str], None] = say,
+    tell: Callable[[str], None] = say,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Follows a job to its end.

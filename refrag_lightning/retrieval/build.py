@@ -68,6 +68,8 @@ def build_index(
     text_field: str = "text",
     title_field: str = "title",
     id_field: str = "id",
+    follow_links: bool = False,
+    max_mb: float = 64,
     batch_tokens: int = 16_384,
     device: str = "cpu",
     allow_base_mismatch: bool = False,
@@ -90,6 +92,8 @@ def build_index(
         text_field: See `sources.read_documents`.
         title_field: See `sources.read_documents`.
         id_field: See `sources.read_documents`.
+        follow_links: See `sources.read_documents`.
+        max_mb: See `sources.read_documents`.
         batch_tokens: Encoder tokens of a batch, about.
         device: Where to compute.
         allow_base_mismatch: Warn about an encoder other than the model's instead of refusing it.
@@ -107,7 +111,12 @@ def build_index(
         raise ValueError(f"batch_tokens ({batch_tokens}) must be at least 1")
     # The first document is read before anything is loaded or made, for wrong paths to show soon.
     documents = read_documents(
-        paths, text_field=text_field, title_field=title_field, id_field=id_field
+        paths,
+        text_field=text_field,
+        title_field=title_field,
+        id_field=id_field,
+        follow_links=follow_links,
+        max_mb=max_mb,
     )
     documents = chain([next(documents)], documents)
     models = load_models(

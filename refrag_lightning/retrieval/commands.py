@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refrag_lightning.plain_text import as_json, one_line, say
 from refrag_lightning.retrieval.search import Method
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def index_build(
     text_field: str = "text",
     title_field: str = "title",
     id_field: str = "id",
+    follow_links: bool = False,
+    max_mb: float = 64,
     batch_tokens: int = 16_384,
     device: str = "cpu",
     allow_base_mismatch: bool = False,
@@ -54,6 +56,8 @@ def index_build(
             dot steps into a nested field.
         title_field: Where they keep the title, if they have one.
         id_field: Where they keep the id, if they have one.
+        follow_links: Read what links in folders point to outside of them, too.
+        max_mb: Most MB of a document: of a file of text, or a line of JSON lines.
         batch_tokens: Encoder tokens of a batch, about.
         device: Where to compute, such as cuda.
         allow_base_mismatch: Warn, instead of refusing, where a base model is not the one that the
@@ -78,6 +82,8 @@ def index_build(
         text_field=text_field,
         title_field=title_field,
         id_field=id_field,
+        follow_links=follow_links,
+        max_mb=max_mb,
         batch_tokens=batch_tokens,
         device=device,
         allow_base_mismatch=allow_base_mismatch,
@@ -134,7 +140,7 @@ def index_search(
         embed = load_models(wanted, embedder=embedder, device=device).embedder
     searcher = Searcher(store, method, embed, language=language)
     (hits,) = searcher.search([question], k=top_k)
-    _print_hits(hits, as_json=json)
+    _print_hits(hits, in_json=json)
 
 
 def index_info(index: str, json: bool = False) -> None:
@@ -146,26 +152,27 @@ def index_info(index: str, json: bool = False) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from refrag_lightning.retrieval.info import index_info as info_of
     from refrag_lightning.retrieval.store import PassageStore
 
     info = info_of(PassageStore.open(index))
     if json:
-        print(_dumps(asdict(info)))
+        say(_dumps(asdict(info)))
         return
-    print(
+    say(
         f"{info.uri}: {info.documents:,} documents, {info.passages:,} passages "
         f"({info.characters:,} characters), {_size(info.bytes)}"
     )
     if info.settings:
-        print(f"split at {info.settings['words']} words, overlap {info.settings['overlap']}")
+        say(f"split at {info.settings['words']} words, overlap {info.settings['overlap']}")
     table = Table("what", "of", "texts", "missing", "on disk")
     for states in info.states:
         about = states.settings
         table.add_row(
             f"row states at {about['compression']}",
-            f"{about['encoder']}, {about['pooling']}, context {about['context']}",
+            Text(one_line(f"{about['encoder']}, {about['pooling']}, context {about['context']}")),
             f"{states.texts:,}",
             f"{states.missing:,}",
             _size(states.bytes),
@@ -173,7 +180,7 @@ def index_info(index: str, json: bool = False) -> None:
     for vectors in info.vectors:
         table.add_row(
             f"vectors of {vectors.size}",
-            vectors.name or vectors.key,
+            Text(one_line(vectors.name or vectors.key)),
             f"{vectors.texts:,}",
             f"{vectors.missing:,}",
             _size(vectors.bytes),
@@ -181,7 +188,7 @@ def index_info(index: str, json: bool = False) -> None:
     if info.states or info.vectors:
         Console().print(table)
     else:
-        print("neither row states nor vectors: it is searched by words alone")
+        say("neither row states nor vectors: it is searched by words alone")
 
 
 def index_verify(
@@ -220,54 +227,54 @@ def index_verify(
         allow_base_mismatch=allow_base_mismatch,
     )
     problems = report.problems()
-    print(f"{report.passages:,} passages")
+    say(f"{report.passages:,} passages")
     _print_comparisons(report.comparisons)
     if out is not None:
         _write(out, asdict(report) | {"problems": problems})
     if problems:
         raise ValueError(f"the index {index!r} is not right: {'; '.join(problems)}")
-    print("all of it is right")
+    say("all of it is right")
 
 
 def _print_build(index: str, report: BuildReport, num_bytes: int) -> None:
-    print(
+    say(
         f"{report.read:,} documents: {report.added:,} new, {report.changed:,} changed, "
         f"{report.kept:,} as before; {report.removed:,} removed"
     )
-    print(f"{report.passages:,} passages, {_size(num_bytes)} in {index}")
+    say(f"{report.passages:,} passages, {_size(num_bytes)} in {index}")
     if report.encoded:
-        print(
+        say(
             f"row states of {report.encoded:,} texts in {report.encoding_seconds:.1f} s, "
             f"{report.passages_per_second:,.0f} a second"
         )
     if report.embedded:
-        print(f"vectors of {report.embedded:,} texts in {report.embedding_seconds:.1f} s")
+        say(f"vectors of {report.embedded:,} texts in {report.embedding_seconds:.1f} s")
     if not report.encoded and not report.embedded:
-        print("nothing had to be computed")
+        say("nothing had to be computed")
     if report.lost:
-        print(
+        say(
             f"of {report.lost:,} texts the encoder's tokenizer cannot read more than 1 % of the "
             "characters"
         )
 
 
-def _print_hits(hits: list[Hit], *, as_json: bool) -> None:
-    if as_json:
+def _print_hits(hits: list[Hit], *, in_json: bool) -> None:
+    if in_json:
         for hit in hits:
-            print(json.dumps(asdict(hit), ensure_ascii=False))
+            say(as_json(asdict(hit)))
         return
     if not hits:
-        print("nothing was found")
+        say("nothing was found")
     for hit in hits:
-        title = f"  {hit.passage.title}" if hit.passage.title else ""
+        title = f"  {one_line(hit.passage.title)}" if hit.passage.title else ""
         ranks = ", ".join(f"{name} {rank}" for name, rank in hit.ranks.items())
-        print(f"{hit.rank}. {hit.passage.id}{title}  ({hit.score:.4g}; {ranks})")
-        print(f"   {' '.join(hit.passage.text.split())}")
+        say(f"{hit.rank}. {one_line(hit.passage.id)}{title}  ({hit.score:.4g}; {ranks})")
+        say(f"   {one_line(hit.passage.text)}")
 
 
 def _print_comparisons(comparisons: list[Comparison]) -> None:
     for each in comparisons:
-        print(
+        say(
             f"{each.what}: {each.compared:,} texts compared, {each.different:,} different, "
             f"{each.missing:,} missing, {each.orphans:,} of no passage, {each.doubles:,} doubled; "
             f"{100 * each.equal:.2f} % of the numbers the same to the bit, the largest difference "
@@ -289,4 +296,4 @@ def _write(file: str, value: dict[str, Any]) -> None:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return as_json(value, indent=2)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_TITLE = re.compile(r"^title:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+_TITLE = re.compile(r"^title:(.*)$", re.MULTILINE)
 
 
 def parse_markdown(text: str) -> Parsed:
@@ -33,7 +33,7 @@ def parse_markdown(text: str) -> Parsed:
     if front := _FRONT_MATTER.match(text):
         text = text[front.end() :]
         if named := _TITLE.search(front[1]):
-            title = named[1].strip("'\"")
+            title = named[1].strip().strip("'\"")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     if not title:
         title = next(

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from refrag_lightning.plain_text import one_line
+
 Advance = Callable[..., None]
 _SECONDS = 0.1  # telling the bar of every document would take longer than reading it
 
@@ -41,7 +43,7 @@ def bar(
         yield lambda count=1, work=None: None
         return
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[units]:,} " + unit),
         TextColumn("{task.fields[speed]}"),
     ]
@@ -50,7 +52,7 @@ def bar(
     else:
         columns.append(TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total, units=0, speed="")
+        task = progress.add_task(one_line(what), total=total, units=0, speed="")
         units, done, told = 0, 0.0, 0.0
 
         def tell() -> None:

@@ -31,6 +31,7 @@ from refrag_lightning.model.losses import (
     segment_mean,
     span_kld,
 )
+from refrag_lightning.plain_text import say
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.training.alignment_metrics import STUDENTS, AlignmentMetrics, replaced, report
 from refrag_lightning.training.reader import ReaderModule
@@ -205,7 +206,7 @@ class AlignmentModule(ReaderModule):
             named = {f"{prefix}/{figure}": value for figure, value in figures.items()}
             self.log_dict(named, sync_dist=True)
         if self.trainer.is_global_zero:
-            print(f"\n{report(table, first=self._first)}\n")
+            say(f"\n{report(table, first=self._first)}\n")
 
     def _embed(self, batch: AlignmentBatch) -> tuple[Tensor, Tensor]:
         """What the decoder reads: (B, S, D) of the student, (B, S', D) of the teacher."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from refrag_lightning.plain_text import printable, say
+
 
 class SpeedMonitor(Callback):
     """Logs `train/tokens_per_second`, without the time of validation, and `train/tokens`.
@@ -125,7 +127,7 @@ class ProgressLine(Callback):
     ) -> None:
         """Ends the line, so that the message has its own."""
         if self.terminal and self._width:
-            print(file=sys.stderr)
+            say(file=sys.stderr)
 
     def _line(self, trainer: Trainer, now: float) -> str:
         step, total = trainer.global_step, trainer.estimated_stepping_batches
@@ -142,10 +144,12 @@ class ProgressLine(Callback):
         return "  ".join(piece for piece in pieces if piece)
 
     def _show(self, line: str, *, keep: bool = False) -> None:
+        line = printable(line)
         if self.terminal:
-            print("\r" + line.ljust(self._width), end="\n" if keep else "", file=sys.stderr)
+            # The only carriage return that the package writes by itself.
+            sys.stderr.write("\r" + line.ljust(self._width) + "\n" * keep)
             self._width = 0 if keep else len(line)
         else:
-            print(line, file=sys.stderr)
+            say(line, file=sys.stderr)
             self._width = len(line)
         sys.stderr.flush()

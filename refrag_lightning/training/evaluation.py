@@ -10,6 +10,7 @@ from refrag_lightning.evaluation.reader import Reader
 from refrag_lightning.evaluation.readings import Reading, readings_of
 from refrag_lightning.evaluation.report import Report
 from refrag_lightning.model.load import load
+from refrag_lightning.plain_text import say
 from refrag_lightning.text.tokenizer import RefragTokenizer
 from refrag_lightning.training.base import RefragLightningModule
 
@@ -118,4 +119,4 @@ class Evaluation(RefragLightningModule):
         folder = Path(self.trainer.default_root_dir)
         files = report.write(folder)
         report.log(self.trainer.loggers, folder)
-        print(f"\n{report.text()}\n\nreport: {files[1]}\n")
+        say(f"\n{report.text()}\n\nreport: {files[1]}\n")

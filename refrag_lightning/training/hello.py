@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from refrag_lightning.data.resume import ResumableDataModule
+from refrag_lightning.plain_text import say
 from refrag_lightning.training.across_ranks import gather, num_ranks
 from refrag_lightning.training.base import RefragLightningModule
 
@@ -132,12 +132,11 @@ class HelloModule(RefragLightningModule):
             _device(self.device),
         )
         # In one piece: several processes write to the same terminal.
-        sys.stdout.write(f"{own}\n")
-        sys.stdout.flush()
+        say(f"{own}\n", end="", flush=True)
         self._check_sum()
         processes = gather(own)
         if self.trainer.is_global_zero:
-            print(topology(processes, type(self.trainer.strategy).__name__), flush=True)
+            say(topology(processes, type(self.trainer.strategy).__name__), flush=True)
 
     def _check_sum(self) -> None:
         number = torch.tensor(float(self.global_rank + 1), device=self.device)
@@ -160,7 +159,7 @@ class HelloModule(RefragLightningModule):
             raise ValueError(f"the processes ended with different weights: {lines}")
         if self.trainer.is_global_zero:
             (slope,), (offset,) = lines[0]
-            print(f"learnt on every process: y = {slope:.3f} x + {offset:.3f}", flush=True)
+            say(f"learnt on every process: y = {slope:.3f} x + {offset:.3f}", flush=True)
 
 
 class HelloDataModule(ResumableDataModule):

@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from refrag_lightning.plain_text import say
 from refrag_lightning.training.remote import RemoteFolder
 
 CHECKPOINTS = "checkpoints"
@@ -91,7 +92,7 @@ class Mirror(Callback):
             try:
                 self.copy()
             except OSError as error:
-                print(f"note: not copied, to be tried again: {error}", file=sys.stderr)
+                say(f"note: not copied, to be tried again: {error}", file=sys.stderr)
 
     def copy(self) -> None:
         """Copies every file and sharded checkpoint that has changed since it was copied.
@@ -139,7 +140,7 @@ class Mirror(Callback):
             try:
                 self.close()
             except OSError as error:
-                print(f"note: not copied: {error}", file=sys.stderr)
+                say(f"note: not copied: {error}", file=sys.stderr)
 
     def _finished(self) -> dict[str, Path]:
         """What can be copied: name -> file, or folder of a sharded checkpoint."""

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
+from refrag_lightning.plain_text import say
 from refrag_lightning.training import wandb_run
 from refrag_lightning.training.callbacks import ProgressLine, SpeedMonitor, ValidateFirst
 from refrag_lightning.training.checkpoints import Checkpoints
@@ -88,7 +89,7 @@ def run_loggers(
             )
             loggers.append(wandb)
         elif first_rank:
-            print("W&B:       not installed (pip install wandb); the run goes on without it")
+            say("W&B:       not installed (pip install wandb); the run goes on without it")
     if isinstance(given, Logger):
         loggers.append(given)
     elif isinstance(given, list | tuple):

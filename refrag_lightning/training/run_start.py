@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refrag_lightning.plain_text import say
 from refrag_lightning.training.remote import fetch_checkpoint, is_address
 from refrag_lightning.training.run_folder import (
     RunFolder,
@@ -111,7 +112,7 @@ class RunStart:
             shown = self.folder.shown(LAST)
             given = self.given if self.given != shown else None
             instead = f", not from {given}, where it began" if given else ""
-            print(f"going on from the run's own checkpoint, {shown}{instead}")
+            say(f"going on from the run's own checkpoint, {shown}{instead}")
         elif os.environ.get("AWS_BATCH_JOB_ATTEMPT", "1") != "1" and not self.suffix:
-            print(f"no checkpoint from an earlier attempt in {self.folder.shown()}")
+            say(f"no checkpoint from an earlier attempt in {self.folder.shown()}")
         return self.folder

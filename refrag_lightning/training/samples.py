@@ -18,6 +18,7 @@ from refrag_lightning.data.rows import Split
 from refrag_lightning.data.sft import SFTDataModule
 from refrag_lightning.evaluation.readings import Reading
 from refrag_lightning.model.generation import stop_ids
+from refrag_lightning.plain_text import printable
 from refrag_lightning.text.batch import RowTrace
 from refrag_lightning.text.segments import Segment, end_ids
 from refrag_lightning.training.evaluate_answers import AnswerEvaluation
@@ -239,6 +240,6 @@ def _log(trainer: Trainer, split: str, rows: Sequence[Sample]) -> None:
         logger.log_table(
             f"samples/{split}",
             columns=list(Sample._fields),
-            data=[list(row) for row in rows],
+            data=[[*map(printable, row)] for row in rows],
             step=trainer.global_step,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from refrag_lightning.plain_text import say
 from refrag_lightning.training.optim import part_of
 from refrag_lightning.training.run_folder import RunFolder
 
@@ -41,9 +42,9 @@ class Announcement(Callback):
             "folder": str(self.folder),
         }
         for name, text in lines.items():
-            print(f"{name + ':':<11}{text}")
+            say(f"{name + ':':<11}{text}")
         for line in getattr(pl_module, "describe", list)():
-            print(line)
+            say(line)
 
 
 def trained_parts(module: LightningModule) -> str:

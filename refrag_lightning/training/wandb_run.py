@@ -28,6 +28,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from refrag_lightning.git_state import git_state
+from refrag_lightning.plain_text import say
 from refrag_lightning.training.metrics_csv import read_rows
 from refrag_lightning.training.run_folder import RunFolder
 from refrag_lightning.training.run_state import WANDB_ID
@@ -241,7 +242,7 @@ def _disabled() -> Any:
 
 
 def _tell(text: str) -> None:
-    print(f"{'W&B:':<11}{text}", flush=True)
+    say(f"{'W&B:':<11}{text}", flush=True)
 
 
 def _brief(error: Exception) -> str:

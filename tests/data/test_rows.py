@@ -1,7 +1,9 @@
 import gzip
+import os
 
 import pytest
 
+from refrag_lightning.data import JsonLinesConversations, JsonLinesQuestions, JsonLinesSource
 from refrag_lightning.data.rows import field_of, json_rows, matching_files
 
 
@@ -43,3 +45,35 @@ def test_fields_and_fields_within_fields():
     for path in ("a.d", "a.b.c", "x"):
         with pytest.raises(ValueError, match=f"row 1 has no field '{path}'"):
             field_of(row, path, "row 1")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[" * 200_000, '{"a":' * 200_000 + "1" + "}" * 200_000, "[" * 500 + "]" * 500],
+    ids=["open", "deep", "rather deep"],
+)
+def test_deep_nesting_is_named(tmp_path, value):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": ' + "[" * 99 + "]" * 99 + '}\n{"a": ' + value + "}\n")
+    rows = json_rows(str(path))
+    assert next(rows)[0].startswith("row 1 of")
+    with pytest.raises(ValueError, match=r"row 2 of '.*rows\.jsonl' is nested more than 100 deep"):
+        next(rows)
+
+
+def test_numbers_without_end_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": ' + "9" * 10_000 + "}\n")
+    with pytest.raises(ValueError, match=r"row 1 of '.*rows\.jsonl' is no JSON: "):
+        list(json_rows(str(path)))
+
+
+@pytest.mark.parametrize("kind", [JsonLinesSource, JsonLinesQuestions, JsonLinesConversations])
+def test_every_source_has_limits_and_opens_no_fifo(tmp_path, kind):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "' + "x" * 1_500_000 + '"}\n')
+    with pytest.raises(ValueError, match=r"longer than 1 million .*raise max_mb"):
+        list(kind(str(path), max_mb=1).read())
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    with pytest.raises(ValueError, match=r"fifo\.jsonl' is a FIFO"):
+        list(kind(str(tmp_path / "f*.jsonl")).read())

@@ -134,7 +134,7 @@ def test_the_training_is_that_of_the_runs(folder):
 
 def test_the_results_are_those_of_the_report(folder):
     results = section((folder / CARD).read_text(), "Results")
-    assert "| `val/loss` | 1.2500 |" in results
+    assert "| val/loss | 1.2500 |" in results
     assert "| rows@4 | 1.500 [1.250, 1.750] | 0.500 |" in results
     assert "| none | 3.000 | - |" in results
     assert "Greedy answers." in results

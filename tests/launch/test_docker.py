@@ -216,7 +216,7 @@ def test_errors_are_one_line(caller, capsys, arguments, expected):
 
 # All that the script needs of the package.
 PARTS = [
-    *("__init__.py", "git_state.py", "launch/__init__.py"),
+    *("__init__.py", "git_state.py", "plain_text.py", "launch/__init__.py"),
     *("launch/batch_secrets.py", "launch/docker.py", "launch/checkout.py"),
 ]
 

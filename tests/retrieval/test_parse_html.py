@@ -1,5 +1,7 @@
 import sys
+import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,3 +55,53 @@ def test_no_mark_of_the_parser_is_left(pieces):
     text = parse_html("".join(pieces) + "\ufdd0\ufdd3").text
     assert not set(text) & set("\ufdd0\ufdd1\ufdd2\ufdd3")
     assert text == text.strip("\n")
+
+
+def test_a_deep_page_keeps_its_words_and_what_is_left_out():
+    left_out = f"<nav>{'<b>' * 2000}menu</nav><script>{'x < y;' * 999}</script>"
+    page = f"{'<div>' * 2000}<p>one</p>{left_out}<pre>a  b\n c</pre>"
+    assert parse_html(page).text.split("\n\n") == ["one", "a  b\n c"]
+    words = " ".join(f"w{number}" for number in range(5000))
+    assert parse_html("<b>" * 5000 + words.replace(" ", " <i>")).text.split() == words.split()
+
+
+HOSTILE = {
+    "unclosed": "<p>", "deep": "<div>", "inline": "<b>", "items": "<li>", "breaks": "<br>",
+    "cells": "<table><tr><td>", "tables": "<table>", "preformatted": "<pre>a b\n", "head": "<h1>a",
+    "left out": "<nav>a", "less": "<", "entities": "&amp;&#x41;", "ampersands": "&",
+    "comments": "<!--x-->", "half comments": "<!--", "ends": "</b>",
+    "scripts": "<script>x</script>", "choices": "<select><option>", "both": "<div></b>",
+    "body": "<div><body>", "p": "<b></p>",
+}  # fmt: skip
+
+
+def cost(page):
+    """The least processor time of three readings, in seconds."""
+    seconds = []
+    for _ in range(3):
+        begun = time.process_time()
+        parse_html(page)
+        seconds.append(time.process_time() - begun)
+    return min(seconds)
+
+
+@pytest.mark.parametrize("unit", HOSTILE.values(), ids=list(HOSTILE))
+def test_time_is_linear_whatever_the_page(unit):
+    # Four times the page takes four times as long; sixteen times where it is quadratic.
+    short, long = (unit * (size // len(unit)) for size in (25_000, 100_000))
+    assert cost(long) < 8 * cost(short) + 0.02
+
+
+@pytest.mark.parametrize("first, then", [("<div>", "</b>"), ("<b>", "</p>"), ("<div>", "<body>")])
+def test_ends_without_a_start_in_a_deep_page(first, then):
+    pages = [first * (size // 10) + then * (size // 10) for size in (25_000, 100_000)]
+    assert cost(pages[1]) < 8 * cost(pages[0]) + 0.02
+
+
+def test_a_giant_attribute_and_many_attributes():
+    def page(size):
+        many = " ".join(f"a{number}=1" for number in range(size // 9))
+        return f'<p a="{"x" * size}" {many}>hi</p><script>{"<" * size}'
+
+    assert parse_html(page(100_000)).text == "hi"
+    assert cost(page(100_000)) < 8 * cost(page(25_000)) + 0.02

@@ -1,3 +1,6 @@
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,3 +83,34 @@ def test_words_are_neither_lost_nor_doubled():
         parse_markdown(page).text.replace("|", " ").replace("-", " ").replace("*", " ").split()
         == words[:17]
     )
+
+
+HOSTILE = {
+    "quotations": "> ", "items": "- ", "brackets": "[", "images": "![", "emphasis": "*a **b ",
+    "tags": "<a ", "comments": "a <!--", "backslashes": "\\", "ampersands": "&", "links": "[a](",
+    "targets": "[a]: b\n", "HTML": "<p>\n\n", "tables": "|a", "headings": "# h\n", "ends": "]",
+    "fences": "~~~\n", "lines": "a line of words\n",
+}  # fmt: skip
+
+
+def cost(page):
+    """The least processor time of three readings, in seconds."""
+    seconds = []
+    for _ in range(3):
+        begun = time.process_time()
+        parse_markdown(page)
+        seconds.append(time.process_time() - begun)
+    return min(seconds)
+
+
+@pytest.mark.parametrize("unit", HOSTILE.values(), ids=list(HOSTILE))
+def test_time_is_linear_whatever_the_page(unit):
+    # Four times the page takes four times as long; sixteen times where it is quadratic.
+    short, long = (unit * (size // len(unit)) for size in (5_000, 20_000))
+    assert cost(long) < 9 * cost(short) + 0.02
+
+
+def test_a_title_of_white_space_takes_no_time():
+    page = "---\ntitle: x" + " " * 100_000 + "y\n---\nText"
+    assert cost(page) < 1 and parse_markdown(page).text == "Text"
+    assert parse_markdown("---\ntitle:  'A b'  \n---\nText").title == "A b"

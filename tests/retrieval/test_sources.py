@@ -1,5 +1,8 @@
 import gzip
 import json
+import os
+import socket
+import tracemalloc
 
 import pytest
 
@@ -112,7 +115,7 @@ def test_rows_without_text_are_counted(here):
         (b'{"text": 1}', ["f.jsonl"], "row 1 of 'f.jsonl'"),
         (b'{"body": "x"}', ["f.jsonl"], "row 1 of 'f.jsonl' has no field 'text'"),
         (b'{"text": "x", "title": 3}', ["f.jsonl"], "'title' in row 1 of 'f.jsonl' is no text"),
-        (b'{"text": "a\\ud800"}', ["f.jsonl"], "f.jsonl#1 holds .*, which is no character"),
+        (b'{"text": "a\\ud800"}', ["f.jsonl"], "'f.jsonl#1' holds .*, which is no character"),
         (
             b'{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}',
             ["f.jsonl"],
@@ -131,3 +134,74 @@ def test_what_cannot_be_read_is_named(here, content, paths, message):
 def test_the_same_document_again_is_read_once(here):
     (here / "a.txt").write_text("text")
     assert len(read("a.txt", "*.txt", ".")) == 1
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A folder with links that lead out of it, around in it, and to nothing."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "s.txt").write_text("secret")
+    (tmp_path / "in" / "a.txt").write_text("a river")
+    links = {"out": "../secret", "o.txt": "../secret/s.txt", "A.txt": "a.txt",
+             "gone.txt": "nowhere", "sub/up": "../../in", "sub/loop": "../sub",
+             "self": "self"}  # fmt: skip
+    for link, target in links.items():
+        (tmp_path / "in" / link).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["in", "./in", "in/**/*.txt", "in/**"])
+def test_links_are_followed_within_a_folder_once_and_out_of_it_where_asked(outside, path):
+    with pytest.warns(UserWarning, match=r"link out of it \(--follow_links.*link to nothing"):
+        assert [document.id for document in read(path)] == ["in/a.txt"]
+    with pytest.warns(UserWarning, match="1 link to nothing|2 link to nothing"):
+        texts = [document.text for document in read(path, follow_links=True)]
+    assert sorted(texts) == ["a river", "secret"]
+
+
+def test_a_link_that_is_named_is_followed(outside):
+    assert read("in/o.txt")[0].text == "secret" and read("in/out")[0].text == "secret"
+    with pytest.warns(UserWarning, match="link out of it"):
+        assert len(read("in/*.txt")) == 1
+
+
+def test_what_is_no_regular_file_is_never_opened(here):
+    (here / "d").mkdir()
+    os.mkfifo(here / "d" / "f.txt")
+    os.mkfifo(here / "d" / "g.jsonl.gz")
+    (here / "d" / "a.txt").write_text("a river")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("d/s.md")
+        (here / "d" / "zero.md").symlink_to("/dev/zero")
+        with pytest.warns(UserWarning, match="2 FIFO, 1 socket, 1 device"):
+            assert [document.id for document in read("d", follow_links=True)] == ["d/a.txt"]
+        with pytest.warns(UserWarning, match="1 socket"):
+            assert len(read("d/?.*")) == 1
+    for name, kind in (("d/f.txt", "FIFO"), ("d/g.jsonl.gz", "FIFO"), ("/dev/zero", "device")):
+        with pytest.raises(ValueError, match=f"{name}' is a {kind}, not a file that can be read"):
+            read(name)
+
+
+def test_large_documents_are_refused_by_name_and_taken_where_meant(here):
+    (here / "x.txt").write_text("word " * 300_000)
+    with pytest.raises(ValueError, match=r"'x.txt' is larger than 1 MB, .*raise max_mb"):
+        read("x.txt", max_mb=1)
+    assert len(read("x.txt", max_mb=2)[0].text) == 1_500_000
+    lines(here / "x.jsonl", [{"text": "a"}, {"text": "b" * 1_500_000}])
+    with pytest.raises(ValueError, match=r"row 2 of 'x.jsonl' is longer than 1 million characters"):
+        read("x.jsonl", max_mb=1)
+
+
+@pytest.mark.parametrize(
+    "line", ["x" * 20_000_000, ('{"x": "' + "y" * 990 + '", "text": ""}\n') * 20_000]
+)
+def test_what_is_packed_too_well_is_read_no_further(here, line):
+    with gzip.open(here / "x.jsonl.gz", "wt", compresslevel=9) as file:
+        file.write(line)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"'x.jsonl.gz'.*raise max_mb"):
+        read("x.jsonl.gz", max_mb=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40_000_000

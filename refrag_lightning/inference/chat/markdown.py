@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.markdown import Heading, Markdown
 from rich.text import Text
 
-from refrag_lightning.inference.chat.plain_text import printable
+from refrag_lightning.plain_text import printable
 
 _PARSER = (
     MarkdownIt("commonmark", {"html": False})
@@ -119,7 +119,7 @@ class MarkdownStream:
 
     def write(self, piece: str) -> None:
         """Adds a piece to the text; it is drawn now, or with the next if too little time passed."""
-        self._text += printable(piece)
+        self._text += printable(piece, after=self._text[-1:])
         started = time.monotonic()
         if started >= self._next:
             self._show(final=False)

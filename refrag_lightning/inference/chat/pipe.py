@@ -6,14 +6,14 @@ import os
 import signal
 import sys
 
-from refrag_lightning.inference.chat.plain_text import printable
 from refrag_lightning.inference.chat.session import Session
+from refrag_lightning.plain_text import say
 
 
 def answer(session: Session, question: str) -> None:
     """Prints the answer to a question, piece by piece, and a line feed.
 
-    Into a file or a pipe it goes as it is; a terminal gets no control characters.
+    What a terminal would obey or nobody sees is left out, also into a file or a pipe.
 
     Args:
         session: What answers.
@@ -24,11 +24,12 @@ def answer(session: Session, question: str) -> None:
         SystemExit: Whoever reads the answer has stopped reading, with the code of SIGPIPE.
     """
     reply = session.ask(question.strip())
-    shown = printable if sys.stdout.isatty() else str
+    before = ""
     try:
         for piece in reply:
-            print(shown(piece), end="", flush=True)
-        print(flush=True)
+            say(piece, after=before, end="", flush=True)
+            before = piece or before
+        say(flush=True)
     except BrokenPipeError:
         # Python flushes standard output once more when it ends, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

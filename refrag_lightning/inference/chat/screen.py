@@ -14,7 +14,6 @@ from rich.text import Text
 from refrag_lightning.inference.chat import figures
 from refrag_lightning.inference.chat.commands import COMMANDS
 from refrag_lightning.inference.chat.markdown import AnswerMarkdown, MarkdownStream
-from refrag_lightning.inference.chat.plain_text import one_line, printable
 from refrag_lightning.inference.chat.session import Reply, Session, Turn
 from refrag_lightning.inference.chat.tables import (
     citation_pattern,
@@ -25,6 +24,7 @@ from refrag_lightning.inference.chat.tables import (
     source_line,
 )
 from refrag_lightning.inference.trace import Trace, TracedDocument
+from refrag_lightning.plain_text import one_line, printable
 from refrag_lightning.text.documents import Document
 
 _KEYS = "Alt-Enter begins a line · Ctrl-C stops an answer · Ctrl-D leaves"

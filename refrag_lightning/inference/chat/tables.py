@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from refrag_lightning.inference.chat.plain_text import one_line, printable
 from refrag_lightning.inference.chat.session import Turn
 from refrag_lightning.inference.trace import Trace, TracedDocument
+from refrag_lightning.plain_text import one_line, printable
 from refrag_lightning.text.documents import Document
 
 _TITLE, _SOURCE = 48, 60

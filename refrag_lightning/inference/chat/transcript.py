@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 from refrag_lightning.inference.chat.figures import summary
 from refrag_lightning.inference.chat.session import Session, Turn
+from refrag_lightning.plain_text import as_json, literal_markdown, printable
+
+_ACTIVE = ("html_block", "html_inline", "image")
 
 
 def save(session: Session, path: Path) -> Path:
@@ -30,7 +33,7 @@ def save(session: Session, path: Path) -> Path:
     if path.exists() and path.resolve() not in session.saved:
         raise ValueError(f"{path} is there already; this chat did not write it")
     if path.suffix == ".json":
-        text = json.dumps(as_dict(session), ensure_ascii=False, indent=2) + "\n"
+        text = as_json(as_dict(session), indent=2) + "\n"
     else:
         text = as_markdown(session)
     path.write_text(text, encoding="utf-8")
@@ -62,12 +65,17 @@ def as_dict(session: Session) -> dict[str, Any]:
 
 
 def as_markdown(session: Session) -> str:
-    """The conversation as Markdown: questions as headings, sources and figures under answers."""
-    parts = [f"# Chat with {session.model_name}"]
+    """The conversation as Markdown: questions as headings, sources and figures under answers.
+
+    What was said stands in quotations, which nothing in it can leave; an answer is the Markdown
+    that the model wrote. What a terminal would obey or nobody sees is left out.
+    """
+    parts = [f"# Chat with {literal_markdown(session.model_name)}"]
     if session.system:
-        parts.append(f"System: {session.system}")
+        parts.append(f"System:\n\n{_quoted(_literal(session.system))}")
     if session.documents:
-        parts.append("Documents:\n\n" + "\n".join(f"{d.id}. {d.title}" for d in session.documents))
+        listed = [f"{d.id}. {literal_markdown(d.title)}" for d in session.documents]
+        parts.append("Documents:\n\n" + "\n".join(listed))
     for turn in session.turns:
         parts += _turn(turn)
     return "\n\n".join(parts) + "\n"
@@ -75,12 +83,47 @@ def as_markdown(session: Session) -> str:
 
 def _turn(turn: Turn) -> list[str]:
     first, _, further = turn.question.strip().partition("\n")
-    parts = [f"## {first}"]
+    parts = [f"## {literal_markdown(first)}"]
     if further.strip():
-        parts.append(further.strip())
-    parts.append(turn.text.strip() + (" *(stopped)*" if turn.stopped else ""))
+        parts.append(_quoted(_literal(further.strip())))
+    parts.append(_quoted(_harmless(printable(turn.text).strip())))
+    if turn.stopped:
+        parts.append("*(stopped)*")
     if turn.citations:
-        parts.append("\n".join(f"- [{c.id}] {c.title}" for c in turn.citations))
+        lines = [
+            f"- \\[{literal_markdown(c.id)}] {literal_markdown(c.title)}" for c in turn.citations
+        ]
+        parts.append("\n".join(lines))
     if turn.trace is not None:
         parts.append(f"*{summary(turn.trace)}*")
     return parts
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
+
+
+def _literal(text: str) -> str:
+    # Two spaces keep the line break.
+    return "  \n".join(map(literal_markdown, text.split("\n")))
+
+
+def _harmless(text: str) -> str:
+    """An answer's Markdown, or the same as code where it would load or run something."""
+    from markdown_it import MarkdownIt
+
+    class Parser(MarkdownIt):
+        """One that shows every address, also those it takes for text and others would follow."""
+
+        def validateLink(self, url: str) -> bool:
+            return True
+
+    tokens = Parser("commonmark").enable("table").parse(text)
+    inner = [child for token in tokens for child in token.children or ()]
+    addresses = [str(token.attrs.get("href", "")) for token in inner]
+    if all(token.type not in _ACTIVE for token in (*tokens, *inner)) and all(
+        re.match(r"(https?://|mailto:|[^:]*\Z)", address) for address in addresses
+    ):
+        return text
+    marks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{marks}\n{text}\n{marks}"

@@ -23,13 +23,15 @@ def test_markdown_is_what_was_said(session, tmp_path):
     lines = save(session, tmp_path / "chat.md").read_text().splitlines()
     assert [line for line in lines if line][:-1] == [
         "# Chat with runs/seine",
-        "System: Be brief.",
+        "System:",
+        "> Be brief.",
         "Documents:",
         "1. Rivers",
         "## Where?",
-        "In France?",
-        SAYS + " *(stopped)*",
-        "- [1] Rivers",
+        "> In France?",
+        f"> {SAYS}",
+        "*(stopped)*",
+        "- \\[1] Rivers",
     ]
     assert lines[-1].startswith("*1 document, ") and lines[-1].endswith("*")
 
