@@ -41,7 +41,7 @@ class AskedQuestion:
         segments: The conversation, its gold answer marked as what is to be written.
         prompt: The conversation up to the place where the answer goes.
         golds: Texts of all gold passages that the data has for it, read with it or not; questions
-            that share one are not independent.
+            with the same ones are not independent.
     """
 
     index: int

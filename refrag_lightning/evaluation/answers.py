@@ -1,10 +1,10 @@
 """The report on answered questions: scores of each reading, gap closed, controls, groups.
 
 Every measure is a table of questions by entries; an entry is a model under a reading. All figures
-of a measure come from the same draws of questions (`gap.Bootstrap`). Questions that share a gold
-passage, such as SQuAD's on one paragraph, are drawn together, shown to the model or not. `nll` is
-in nats a token of the gold answer, over all tokens of all questions (less is better); the others
-are means over questions.
+of a measure come from the same draws of questions (`gap.Bootstrap`). Questions with the same gold
+passages, such as SQuAD's on one paragraph, are drawn together, whether the model reads them or not.
+`nll` is in nats a token of the gold answer, over all tokens of all questions (less is better); the
+others are means over questions.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Answers:
         num_groups = len(np.unique(self.groups_N))
         drawn = "questions"
         if num_groups < len(self.asked):
-            drawn = f"the {num_groups} sets of questions that share gold passages"
+            drawn = f"the {num_groups} sets of questions with the same gold passages"
         notes += [f"Brackets: 95 % intervals of a paired bootstrap over {drawn}."]
         if num_groups < MIN_GROUPS:
             notes += [f"No intervals and no shares of a gap: {drawn} are fewer than {MIN_GROUPS}."]

@@ -10,7 +10,7 @@ from the same examples: means, differences of two readings, and the share of the
 whose sign is right by itself where less is better. It says nothing where full and none do not
 differ: `defined` is False where the interval of full - none holds 0.
 
-Examples that share something, such as questions on one paragraph, are not independent: given as a
+Examples on the same thing, such as questions on one paragraph, are not independent: given as a
 group, they are drawn together (the cluster bootstrap: Davison and Hinkley 1997, 3.8). Below
 `MIN_GROUPS` examples or groups an estimate has no interval, and no share of a gap is defined.
 
@@ -99,7 +99,8 @@ class Bootstrap:
 
     Attributes:
         num_examples: N.
-        num_groups: What is drawn from; below `MIN_GROUPS` nothing has an interval.
+        num_groups: How many groups of those drawn from weigh anything; below `MIN_GROUPS` nothing
+            has an interval.
 
     Raises:
         ValueError: If there is no example, or a value is not finite.
@@ -129,7 +130,8 @@ class Bootstrap:
             sums_of_groups = np.zeros((len(labels), table.shape[1]))
             np.add.at(sums_of_groups, group_of_example, table)
             table = sums_of_groups
-        self.num_groups = len(table)
+        # One that weighs nothing tells nothing: of 40 answers only one may cite.
+        self.num_groups = int((table[:, -1] > 0).sum())
         sums = np.concatenate([counts @ table for counts in _draws(len(table), num_draws, seed)])
         self._means = np.concatenate([table.sum(0)[None], sums])
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -176,28 +178,19 @@ class Bootstrap:
 
 
 def groups_of(shared: Sequence[Collection[Hashable]]) -> np.ndarray:
-    """Groups of examples that share something, directly or through others.
+    """Groups of examples that stand on the same things.
+
+    Examples that share only some of them are apart: through others, all might hang together.
 
     Args:
-        shared: For each example what it may have in common with others, such as its gold passages.
+        shared: For each example what it stands on, such as its gold passages.
 
     Returns:
-        (N,) for each example the first one of its group; its own number where it shares nothing.
+        (N,) for each example the first one of its group; its own number where it has nothing.
     """
-    first = list(range(len(shared)))
-
-    def root(example: int) -> int:
-        while first[example] != example:
-            first[example] = first[first[example]]
-            example = first[example]
-        return example
-
-    owner: dict[Hashable, int] = {}
-    for example, things in enumerate(shared):
-        for thing in things:
-            one, other = root(owner.setdefault(thing, example)), root(example)
-            first[max(one, other)] = min(one, other)
-    return np.asarray([root(example) for example in range(len(shared))], dtype=np.int64)
+    first: dict[Hashable, int] = {}
+    numbers = [first.setdefault(frozenset(s) or n, n) for n, s in enumerate(shared)]
+    return np.asarray(numbers, dtype=np.int64)
 
 
 def gap_closed(

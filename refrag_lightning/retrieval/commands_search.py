@@ -94,9 +94,9 @@ def _print(results: list[Recall]) -> None:
     if intervals[0].known:
         line += "95 % intervals of the bootstrap over questions"
         if first.num_groups < first.num_questions:
-            line += f" in {first.num_groups} sets that share gold passages"
+            line += f" in {first.num_groups} sets with the same gold passages"
     else:
-        line += f"too few for intervals, which need {MIN_GROUPS} that share no gold passage"
+        line += f"too few for intervals, which need {MIN_GROUPS} on different gold passages"
     if first.num_without_gold:
         line += f"; {first.num_without_gold} without a gold passage left out"
     if first.num_not_indexed:

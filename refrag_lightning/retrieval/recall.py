@@ -9,8 +9,8 @@ store (any of its passages then counts), or one passage. Where no text is the sa
 the same id and title is it, provided the id names one text only among all the questions' passages
 (those that number them 1 to 10 for each question name none).
 
-The intervals are those of `evaluation.gap`: a bootstrap over questions, those that share a gold
-passage drawn together.
+The intervals are those of `evaluation.gap`: a bootstrap over questions, those with the same gold
+passages drawn together.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Recall:
         num_questions: Questions with a gold passage; all of them count.
         num_without_gold: Questions left out, for they have no gold passage.
         num_not_indexed: Questions with a gold passage that the index does not hold.
-        num_groups: What the intervals draw: questions, those that share a gold passage as one.
+        num_groups: What the intervals draw: questions, those with the same gold passages as one.
         seconds_per_question: Of the search, the reading of the store left out.
     """
 

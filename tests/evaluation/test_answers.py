@@ -153,7 +153,8 @@ def test_questions_on_one_passage_are_drawn_together():
     assert pairs.measures["em"].mean(rows) == expected
     lengths = [m.high - m.low for m in (a.measures["em"].mean(rows) for a in (alone, pairs))]
     assert lengths[1] > 1.2 * lengths[0]
-    assert "over the 20 sets of questions that share gold passages" in pairs.report("A", {}).text()
+    text = pairs.report("A", {}).text()
+    assert "over the 20 sets of questions with the same gold passages" in text
     assert "bootstrap over questions" in alone.report("A", {}).text()
     cited = _table(pairs.report("A", {}), "Citations of the gold passages")["rows@4"]["precision"]
     assert (cited.low, cited.high) == (expected.low, expected.high)

@@ -127,9 +127,16 @@ def test_groups_of_one_change_no_number():
     assert gap_closed(compressed, full, none, groups=groups) == gap_closed(compressed, full, none)
 
 
-def test_groups_share_something_directly_or_through_others():
-    shared = ["ab", "c", "", "bd", "", "de", "c"]
-    assert groups_of(shared).tolist() == [0, 1, 2, 0, 4, 0, 1]
+def test_groups_stand_on_the_same_things():
+    shared = ["ab", "c", "", "ba", "", "b", "c"]
+    assert groups_of(shared).tolist() == [0, 1, 2, 0, 4, 5, 1]
+
+
+def test_examples_without_weight_make_no_interval():
+    # A share of citations where one answer of 40 cites.
+    values, weights = np.ones((40, 1)), np.eye(40)[3]
+    mean = Bootstrap(values, weights_N=weights).mean(0)
+    assert mean.value == 1.0 and not mean.known
 
 
 def test_intervals_are_those_of_scipy():
