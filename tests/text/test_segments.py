@@ -285,9 +285,9 @@ def test_no_field_of_a_message_yields_a_control_token(text):
     tokenizer = hugging_face("tiny/decoder")
     control = {tokenizer.convert_tokens_to_ids(t) for t in CONTROL_STRINGS["tiny/decoder"]}
 
-    def read(value, **options):
+    def read(value):
         messages = [{"role": "user", "content": "x", **fields(value)}] * 2
-        segments = chat_by(FIELDS, messages, **options)
+        segments = chat_by(FIELDS, messages, add_generation_prompt=False)
         texts = [(PlainTokenizer(tokenizer, control=s.kind == "template"), s) for s in segments]
         ids = [i for reader, s in texts for i in reader([s.text])[0].ids.tolist()]
         return segments, [i for i in ids if i in control]
