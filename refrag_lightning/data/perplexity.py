@@ -89,7 +89,8 @@ class PerplexityDataModule(CorpusDataModule):
     Args:
         source: Where the text comes from; the Python reference by default. See `data.sources`.
         test_source: Text to measure on; what `source` holds out for test if None.
-        contexts: Decoder tokens of the contexts, at most; they begin with a whole word.
+        contexts: Decoder tokens of the contexts, at most; they begin with a whole word, but for the
+            reading `last`, which is cut at the token that gives it the positions of the rows.
         continuations: Decoder tokens of the continuations.
         readings: How contexts are read.
         num_windows: Windows, the same ones for every cell, model and rate.
@@ -163,9 +164,10 @@ class PerplexityDataModule(CorpusDataModule):
         """A window's text as it is read in its cell."""
         reading, context = window.cell
         text, at = self._place(self.corpus("test"), window.number)
-        first = text.before(at, context, "decoder")
+        read = text.between(text.before(at, context, "decoder"), at)
         if reading == "last":
-            first = text.before(at, self._num_slots(text, first, at, window.rate), "decoder")
+            slots = self._num_slots(read, window.rate)
+            read = self.tokenizer.plain_decoder.cut(read, slots, from_end=True)
         # The word that stands before the targets.
         word = text.after(at, 1, "decoder")
         end = text.after(word, max(self.continuations), "decoder")
@@ -173,7 +175,7 @@ class PerplexityDataModule(CorpusDataModule):
             end = min(end + 1, len(text.decoder) - 1)
         example = self.format(
             "continue",
-            [text.between(first, at)],
+            [read],
             text.between(word, end),
             id=f"window-{window.number}",
             reading=_READINGS[reading],
@@ -223,10 +225,10 @@ class PerplexityDataModule(CorpusDataModule):
         )
         return text, text.after(first, max(self.contexts), "decoder")
 
-    def _num_slots(self, text: CorpusText, first: int, place: int, rate: int) -> int:
-        """How many positions the context's rows take."""
+    def _num_slots(self, context: str, rate: int) -> int:
+        """How many positions a context's rows take."""
         if self.tokenizer.encoder is None:
-            return -(-int(text.decoder[place] - text.decoder[first]) // rate)
+            return -(-len(self.tokenizer.plain_decoder([context])[0].ids) // rate)
         tokenizer = self.tokenizer.at(rate)
-        (document,) = tokenizer.pack([text.between(first, place)])
+        (document,) = tokenizer.pack([context])
         return int(tokenizer.assembler.slots_of_rows(document.row_sizes).sum())

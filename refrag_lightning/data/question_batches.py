@@ -40,6 +40,8 @@ class AskedQuestion:
         detail: What sort of answer it has, or "".
         segments: The conversation, its gold answer marked as what is to be written.
         prompt: The conversation up to the place where the answer goes.
+        golds: Texts of all gold passages that the data has for it, read with it or not; questions
+            with the same ones are not independent.
     """
 
     index: int
@@ -51,6 +53,7 @@ class AskedQuestion:
     detail: str = ""
     segments: tuple[Segment, ...] = ()
     prompt: tuple[Segment, ...] = ()
+    golds: tuple[str, ...] = ()
 
     @property
     def num_passages(self) -> int:
@@ -182,6 +185,7 @@ class QuestionDataModule(ResumableDataModule):
             detail=question.detail,
             segments=tuple(whole),
             prompt=tuple(replace(segment, train=False) for segment in prompt),
+            golds=tuple(" ".join(p.text.split()) for p in question.passages if p.gold),
         )
 
     def choose(self, index: int, passages: Sequence[Passage]) -> list[Passage]:

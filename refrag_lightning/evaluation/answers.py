@@ -1,9 +1,10 @@
 """The report on answered questions: scores of each reading, gap closed, controls, groups.
 
 Every measure is a table of questions by entries; an entry is a model under a reading. All figures
-of a measure come from the same draws of questions (`gap.Bootstrap`). `nll` is in nats a token of
-the gold answer, over all tokens of all questions (less is better); the others are means over
-questions.
+of a measure come from the same draws of questions (`gap.Bootstrap`). Questions with the same gold
+passages, such as SQuAD's on one paragraph, are drawn together, whether the model reads them or not.
+`nll` is in nats a token of the gold answer, over all tokens of all questions (less is better); the
+others are means over questions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ import numpy as np
 import torch
 
 from refrag_lightning.data.question_batches import AskedQuestion
-from refrag_lightning.evaluation.gap import NUM_DRAWS, Bootstrap, Interval
+from refrag_lightning.evaluation.gap import (
+    MIN_GROUPS,
+    NUM_DRAWS,
+    Bootstrap,
+    Interval,
+    groups_of,
+)
 from refrag_lightning.evaluation.measures import Entry, Measure
 from refrag_lightning.evaluation.metrics import SCORES, Resilience
 from refrag_lightning.evaluation.readings import CONTROLS
@@ -51,6 +58,7 @@ class Answers:
         assert values_NC.shape == (len(asked), num_columns(entries))
         self.entries = list(entries)
         self.asked = list(asked)
+        self.groups_N = groups_of([question.golds for question in asked])
         self.options: dict[str, Any] = {"num_draws": num_draws, "seed": seed}
         self.values: dict[tuple[Entry, str], np.ndarray] = {}
         column = 0
@@ -66,11 +74,14 @@ class Answers:
         for entry in self.entries:
             assert np.array_equal(self.values[entry, "tokens"], tokens), "the same targets"
         table = np.stack([self.values[e, "nats"] / tokens for e in self.entries], axis=1)
-        measures = {"nll": Measure(self.entries, table, tokens, less=True, options=self.options)}
+        nll = Measure(self.entries, table, tokens, self.groups_N, less=True, options=self.options)
+        measures = {"nll": nll}
         generating = [entry for entry in self.entries if entry.generates]
         for name in SCORES if generating else ():
             table = np.stack([self.values[e, name] for e in generating], axis=1)
-            measures[name] = Measure(generating, table, None, less=False, options=self.options)
+            measures[name] = Measure(
+                generating, table, None, self.groups_N, less=False, options=self.options
+            )
         return measures
 
     def figures(self) -> dict[str, float]:
@@ -99,7 +110,13 @@ class Answers:
 
     def _scores(self) -> Table:
         notes = ["nll: nats a token of the gold answer, its end-of-turn token not counted."]
-        notes += ["Brackets: 95 % intervals of a paired bootstrap over questions."]
+        num_groups = len(np.unique(self.groups_N))
+        drawn = "questions"
+        if num_groups < len(self.asked):
+            drawn = f"the {num_groups} sets of questions with the same gold passages"
+        notes += [f"Brackets: 95 % intervals of a paired bootstrap over {drawn}."]
+        if num_groups < MIN_GROUPS:
+            notes += [f"No intervals and no shares of a gap: {drawn} are fewer than {MIN_GROUPS}."]
         rows: list[list[Cell]] = []
         for entry in self.entries:
             cells = [m.mean(entry) if entry in m.entries else None for m in self.measures.values()]
@@ -117,7 +134,9 @@ class Answers:
             notes.append(f"{name}: full is {measure.full.label}, none is {measure.none.label}.")
             gap = measure.bootstrap.difference(*measure.places(measure.full, measure.none))
             gaps.append(gap)
-            if gap.holds(0.0):
+            if not gap.known:
+                notes.append(f"{name}: undefined, since there are too few questions.")
+            elif gap.holds(0.0):
                 notes.append(
                     f"{name}: undefined, since full - none is {gap.value:.3f} "
                     f"[{gap.low:.3f}, {gap.high:.3f}], which may be 0."
@@ -175,6 +194,9 @@ class Answers:
     def _group(self, name: str, labels: list[str]) -> Table:
         measures = {n: m for n, m in self.measures.items() if n in ("nll", "em")}
         columns = [name, "questions"]
+        notes = [
+            f"undefined: full - none may be 0, or there are fewer than {MIN_GROUPS} questions."
+        ]
         rows: list[list[Cell]] = []
         for label in sorted(set(labels), key=_natural):
             mask = np.asarray([other == label for other in labels])
@@ -192,7 +214,7 @@ class Answers:
                         columns += [f"{measure_name} {entry.label}", f"closed@{entry.reading.rate}"]
                         row += [measure.mean(entry).value, measure.closed(entry)]
             rows.append(row)
-        return Table(f"By {name}", columns, rows)
+        return Table(f"By {name}", columns, rows, notes)
 
     def _resilience(self) -> Table:
         rows: list[list[Cell]] = []
@@ -217,7 +239,7 @@ class Answers:
             if not entry.generates or not self.values[entry, "cited"].any():
                 continue
             right, cited = (self.values[entry, name] for name in ("cited_right", "cited"))
-            citing = Bootstrap((cited > 0)[:, None], **self.options).mean(0)
+            citing = Bootstrap((cited > 0)[:, None], groups_N=self.groups_N, **self.options).mean(0)
             rows.append([entry.label, self._ratio(right, cited), self._ratio(right, num_gold)])
             rows[-1].append(citing)
         columns = ["reading", "precision", "recall", "answers that cite"]
@@ -227,7 +249,9 @@ class Answers:
         if not whole_N.any():
             return None
         shares = np.divide(part_N, whole_N, out=np.zeros_like(part_N), where=whole_N > 0)
-        return Bootstrap(shares[:, None], weights_N=whole_N, **self.options).mean(0)
+        return Bootstrap(
+            shares[:, None], weights_N=whole_N, groups_N=self.groups_N, **self.options
+        ).mean(0)
 
     def _plots(self) -> list[Plot]:
         plots = []

@@ -9,11 +9,19 @@ from the same examples: means, differences of two readings, and the share of the
 
 whose sign is right by itself where less is better. It says nothing where full and none do not
 differ: `defined` is False where the interval of full - none holds 0.
+
+Examples on the same thing, such as questions on one paragraph, are not independent: given as a
+group, they are drawn together (the cluster bootstrap: Davison and Hinkley 1997, 3.8). Below
+`MIN_GROUPS` examples or groups an estimate has no interval, and no share of a gap is defined.
+
+SciPy's `bootstrap` draws neither groups nor several statistics from the same examples; on plain
+means its percentile intervals are these within the noise of the draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +31,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 NUM_DRAWS = 2000
+# From here on the 95 % intervals of normal values hold the mean at least 90 % of the time; of 5 it
+# is 85 %, of 2 it is 49 %, and of one the interval would have no length at all.
+MIN_GROUPS = 10
 _CHUNK = 4_000_000  # numbers of a draw's counts that stand in memory at once
 
 
@@ -31,16 +42,21 @@ class Interval(NamedTuple):
 
     Attributes:
         value: Of the sample itself.
-        low: 2.5 % of the draws lie below.
-        high: 2.5 % of the draws lie above.
+        low: 2.5 % of the draws lie below; NaN where there are too few examples for an interval.
+        high: 2.5 % of the draws lie above; NaN as `low`.
     """
 
     value: float
     low: float
     high: float
 
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
+
     def holds(self, number: float) -> bool:
-        """Whether a number lies inside, the ends counted."""
+        """Whether a number lies inside, the ends counted; False without an interval."""
         return self.low <= number <= self.high
 
 
@@ -55,7 +71,7 @@ class Gap(NamedTuple):
         compressed_minus_none: What of it is closed.
         compressed_minus_full: What is missing.
         closed: The share; its value and interval mean nothing unless `defined`.
-        defined: Whether full and none differ: the interval of their difference leaves 0 out.
+        defined: Whether full and none differ: their difference has an interval, and 0 is not in it.
         num_examples: How many examples were drawn from.
     """
 
@@ -76,8 +92,15 @@ class Bootstrap:
     Args:
         values_NC: (N, C) a row an example, a column a reading; no NaN.
         weights_N: (N,) how much each example counts in the means, such as its tokens; 1 if None.
-        num_draws: How often N examples are drawn.
+        groups_N: (N,) a label for each example; those of one label are drawn together, such as what
+            `groups_of` gives. Each example alone if None.
+        num_draws: How often as many groups are drawn as there are.
         seed: Of the draws.
+
+    Attributes:
+        num_examples: N.
+        num_groups: How many groups of those drawn from weigh anything; below `MIN_GROUPS` nothing
+            has an interval.
 
     Raises:
         ValueError: If there is no example, or a value is not finite.
@@ -88,6 +111,7 @@ class Bootstrap:
         values_NC: np.ndarray,
         *,
         weights_N: np.ndarray | None = None,
+        groups_N: np.ndarray | None = None,
         num_draws: int = NUM_DRAWS,
         seed: int = 0,
     ) -> None:
@@ -101,25 +125,32 @@ class Bootstrap:
             raise ValueError("weights_N must hold one weight of at least 0 for each example")
         self.num_examples = len(values)
         table = np.concatenate([values * weights[:, None], weights[:, None]], axis=1)
-        sums = np.concatenate([counts @ table for counts in _draws(len(values), num_draws, seed)])
+        if groups_N is not None:
+            labels, group_of_example = np.unique(groups_N, return_inverse=True)
+            sums_of_groups = np.zeros((len(labels), table.shape[1]))
+            np.add.at(sums_of_groups, group_of_example, table)
+            table = sums_of_groups
+        # One that weighs nothing tells nothing: of 40 answers only one may cite.
+        self.num_groups = int((table[:, -1] > 0).sum())
+        sums = np.concatenate([counts @ table for counts in _draws(len(table), num_draws, seed)])
         self._means = np.concatenate([table.sum(0)[None], sums])
         with np.errstate(invalid="ignore", divide="ignore"):
             self._means = self._means[:, :-1] / self._means[:, -1:]
 
     def mean(self, column: int) -> Interval:
         """The mean of a column."""
-        return _interval(self._means[:, column])
+        return self._interval(self._means[:, column])
 
     def difference(self, column: int, other: int) -> Interval:
         """The mean of a column minus that of another."""
-        return _interval(self._means[:, column] - self._means[:, other])
+        return self._interval(self._means[:, column] - self._means[:, other])
 
     def share(self, compressed: int, full: int, none: int) -> Interval:
         """The share of the gap between `none` and `full` that `compressed` closes; see `Gap`."""
         means = self._means
         with np.errstate(invalid="ignore", divide="ignore"):
             gaps = means[:, full] - means[:, none]
-            return _interval((means[:, compressed] - means[:, none]) / gaps)
+            return self._interval((means[:, compressed] - means[:, none]) / gaps)
 
     def gap(self, compressed: int, full: int, none: int) -> Gap:
         """Everything about three columns."""
@@ -132,9 +163,34 @@ class Bootstrap:
             compressed_minus_none=self.difference(compressed, none),
             compressed_minus_full=self.difference(compressed, full),
             closed=self.share(compressed, full, none),
-            defined=not full_minus_none.holds(0.0),
+            defined=full_minus_none.known and not full_minus_none.holds(0.0),
             num_examples=self.num_examples,
         )
+
+    def _interval(self, values: np.ndarray) -> Interval:
+        """Of the sample (first) and its draws; those without a value (0 / 0) are left out."""
+        draws = values[1:][~np.isnan(values[1:])]
+        if self.num_groups < MIN_GROUPS or not draws.size:
+            return Interval(float(values[0]), math.nan, math.nan)
+        # Not interpolated: a share of a gap may be infinite.
+        low, high = np.percentile(draws, (2.5, 97.5), method="inverted_cdf")
+        return Interval(float(values[0]), float(low), float(high))
+
+
+def groups_of(shared: Sequence[Collection[Hashable]]) -> np.ndarray:
+    """Groups of examples that stand on the same things.
+
+    Examples that share only some of them are apart: through others, all might hang together.
+
+    Args:
+        shared: For each example what it stands on, such as its gold passages.
+
+    Returns:
+        (N,) for each example the first one of its group; its own number where it has nothing.
+    """
+    first: dict[Hashable, int] = {}
+    numbers = [first.setdefault(frozenset(s) or n, n) for n, s in enumerate(shared)]
+    return np.asarray(numbers, dtype=np.int64)
 
 
 def gap_closed(
@@ -143,6 +199,7 @@ def gap_closed(
     none: Sequence[float] | np.ndarray,
     *,
     weights: Sequence[float] | np.ndarray | None = None,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Gap:
@@ -153,6 +210,7 @@ def gap_closed(
         full: (N,) read as text.
         none: (N,) without documents.
         weights: (N,) how much each example counts, such as its tokens; all the same if None.
+        groups: (N,) labels of what is drawn together; each example alone if None.
         num_draws: Draws of the bootstrap.
         seed: Of the draws.
 
@@ -162,6 +220,7 @@ def gap_closed(
     return Bootstrap(
         np.stack([np.asarray(column, np.float64) for column in (compressed, full, none)], axis=1),
         weights_N=None if weights is None else np.asarray(weights, np.float64),
+        groups_N=None if groups is None else np.asarray(groups),
         num_draws=num_draws,
         seed=seed,
     ).gap(0, 1, 2)
@@ -219,12 +278,3 @@ def _draws(num_examples: int, num_draws: int, seed: int) -> Iterator[np.ndarray]
         yield rng.multinomial(num_examples, chances, size=min(size, num_draws - start)).astype(
             np.float64
         )
-
-
-def _interval(values: np.ndarray) -> Interval:
-    """Of the sample (first) and its draws; those without a value (0 / 0) are left out."""
-    draws = values[1:][~np.isnan(values[1:])]
-    if not draws.size:
-        return Interval(float(values[0]), float("nan"), float("nan"))
-    low, high = np.percentile(draws, (2.5, 97.5), method="inverted_cdf")
-    return Interval(float(values[0]), float(low), float(high))

@@ -1,13 +1,17 @@
 """An adapter for lm-evaluation-harness (`pip install lm_eval`), which brings hundreds of tasks.
 
-    import lm_eval
     from refrag_lightning.evaluation.lm_eval import RefragLM
 
-    lm_eval.simple_evaluate(RefragLM("runs/sft/…/model", documents="tags"), tasks=["mine"])
+    RefragLM("runs/sft/…/model", documents="tags").evaluate(["mine"])
 
-Once the module is imported, `model="refrag"` names the same class. Tasks know nothing of documents,
-so `documents` says which part of a task's context is one. By default none is: the model then reads
-every context as text and nothing is compressed, which is said in the log.
+Once the module is imported, `lm_eval.simple_evaluate("refrag", …)` takes the same class by name.
+Tasks that make texts of a given length themselves, such as RULER's (`pip install lm_eval[ruler]`),
+load a tokenizer by name: `evaluate` gives them the decoder's own. For `simple_evaluate` put one
+into `model_args` as `tokenizer`, or hand on `metadata=lm.metadata`.
+
+Tasks know nothing of documents, so `documents` says which part of a task's context is one. By
+default none is: the model then reads every context as text and nothing is compressed, which is said
+in the log.
 
 As with the harness's own Hugging Face model, white space at a context's end counts to what follows.
 Context and continuation are tokenized apart, which gives other tokens than both at once only where
@@ -16,13 +20,18 @@ a token would straddle them.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -59,6 +68,7 @@ class RefragLM(LM):
         device: Where to run; a GPU where there is one if None.
         dtype: Of the weights; float32 if None.
         max_batch_size: Not read; the harness gives it to every model.
+        tokenizer: Not read; the harness gives it to tasks that make their texts themselves.
 
     Raises:
         ValueError: If `documents` is a regular expression without a group `doc`, `read` is
@@ -76,6 +86,7 @@ class RefragLM(LM):
         device: str | None = None,
         dtype: str | None = None,
         max_batch_size: int | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__()
         if read not in ("rows", "full"):
@@ -87,10 +98,10 @@ class RefragLM(LM):
             if "doc" not in self._pattern.groupindex:
                 raise ValueError(f"documents ({documents!r}) needs a group (?P<doc>…)")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, tokenizer = load(init_from, device=device, dtype=dtype)
-        self.reader = Reader(model.eval(), tokenizer)
+        model, own_tokenizer = load(init_from, device=device, dtype=dtype)
+        self.reader = Reader(model.eval(), own_tokenizer)
         compressed = documents != "none" and read == "rows"
-        self.reading = Reading("rows", rate or tokenizer.compression) if compressed else None
+        self.reading = Reading("rows", rate or own_tokenizer.compression) if compressed else None
         if self.reading is not None and not self.reader.can_read(self.reading):
             raise ValueError(f"{init_from} cannot read {self.reading.name}: use read='full'")
         self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
@@ -98,12 +109,49 @@ class RefragLM(LM):
         self.max_length = int(max_length or config.max_position_embeddings)
         if self.max_length < 4:
             raise ValueError(f"max_length ({max_length}) must be at least 4")
-        self._end_ids = _end_of_turn(tokenizer)
+        self._end_ids = _end_of_turn(own_tokenizer)
         self._chat = False
         self._has_cut = False
         self._num_documents = 0
         if not compressed:
             logger.warning("refrag: every context is read as text, nothing is compressed")
+
+    def evaluate(
+        self,
+        tasks: Sequence[str | dict[str, Any]],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Runs tasks with `lm_eval.simple_evaluate`.
+
+        Args:
+            tasks: Their names, or their settings.
+            metadata: What tasks take beside the tokenizer, such as RULER's `max_seq_lengths`.
+            **options: Of `simple_evaluate`. A `task_manager` brings its own metadata; give it
+                this object's.
+
+        Returns:
+            The harness's results.
+        """
+        given = {**self.metadata, **(metadata or {})}
+        return simple_evaluate(self, tasks=list(tasks), metadata=given, **options)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What tasks that make their texts themselves read: where the decoder's tokenizer is."""
+        return {"tokenizer": self._tokenizer_folder.name}
+
+    @cached_property
+    def _tokenizer_folder(self) -> TemporaryDirectory[str]:
+        folder = TemporaryDirectory(prefix="refrag-tokenizer-")
+        self.reader.tokenizer.decoder.save_pretrained(folder.name)
+        # The harness lets a tokenizer's folder name code to run, and ours may come from anywhere.
+        settings = Path(folder.name) / "tokenizer_config.json"
+        kept = json.loads(settings.read_text(encoding="utf-8"))
+        kept.pop("auto_map", None)
+        settings.write_text(json.dumps(kept), encoding="utf-8")
+        return folder
 
     @property
     def tokenizer_name(self) -> str:

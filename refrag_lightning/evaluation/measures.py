@@ -57,6 +57,7 @@ class Measure:
         entries: The entries (E here).
         values_NE: (N, E).
         weights_N: (N,) how much each question counts; the same if None.
+        groups_N: (N,) labels of questions that are drawn together.
         less: Whether less is better.
         options: Of the bootstrap.
 
@@ -72,6 +73,7 @@ class Measure:
         entries: Sequence[Entry],
         values_NE: np.ndarray,
         weights_N: np.ndarray | None,
+        groups_N: np.ndarray,
         *,
         less: bool,
         options: dict[str, Any],
@@ -79,9 +81,10 @@ class Measure:
         self.entries = list(entries)
         self.values_NE = values_NE
         self.weights_N = weights_N
+        self.groups_N = groups_N
         self.less = less
         self.options = options
-        self.bootstrap = Bootstrap(values_NE, weights_N=weights_N, **options)
+        self.bootstrap = Bootstrap(values_NE, weights_N=weights_N, groups_N=groups_N, **options)
         sign = 1 if less else -1
         nones = [entry for entry in entries if entry.reading.kind == "none"]
         self.none = min(nones, key=lambda e: sign * self.mean(e).value, default=None)
@@ -93,7 +96,12 @@ class Measure:
         """The same of some of the questions; what counts as full and none stays."""
         weights = None if self.weights_N is None else self.weights_N[mask_N]
         part = Measure(
-            self.entries, self.values_NE[mask_N], weights, less=self.less, options=self.options
+            self.entries,
+            self.values_NE[mask_N],
+            weights,
+            self.groups_N[mask_N],
+            less=self.less,
+            options=self.options,
         )
         part.none, part.full = self.none, self.full
         return part
@@ -118,10 +126,13 @@ class Measure:
 
         Returns:
             `ABOVE` where its mean is better than all of the base's interval; `better` where it is
-            not, but their paired difference is above chance; else `ok`.
+            not, but their paired difference is above chance; `too few` where there are too few
+            questions for an interval; else `ok`.
         """
         sign = -1 if self.less else 1
         bounds = self.mean(base)
+        if not bounds.known:
+            return "too few"
         bound = bounds.low if self.less else bounds.high
         if sign * (self.mean(entry).value - bound) > 0:
             return "ABOVE"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -18,11 +19,19 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from refrag_lightning.text.documents import find_citations
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WORD = re.compile(r"[a-z0-9]+")
-# [7], [7, 12] or [7; 12]: what a model that cites puts behind a sentence.
-_CITATION = re.compile(r"\s*\[([^\[\]\n]{1,80})\]")
+# Where one word of a text ends though no space follows: Einstein's, Paris-based, Paris,France.
+_INNER_BREAK = re.compile(r"'s\b|,(?!\d)|(?<!\d),|[!-&(-+\-/:-@\[-`{-~]")
+# Scripts without spaces between words: Thai to Myanmar, Khmer, Han, Kana, Hangul (whose particles
+# are written to the word), Yi.
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u31ff\u3400-\u4dbf"
+    "\u4e00-\ua4cf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U0003ffff]"
+)
 
 
 def normalise(text: str) -> str:
@@ -45,13 +54,23 @@ def f1(answer: str, reference: str) -> float:
 
 
 def match(answer: str, reference: str) -> float:
-    """1 where the reference's normal form stands in the answer's, else 0.
+    """1 where the words of the reference's normal form stand in a row in the answer's, else 0.
 
-    Long answers are favoured, so it is no score to be reported alone. An empty reference stands in
-    an empty answer only.
+    Words are whole: "know" does not hold "no". In scripts without spaces (Chinese, Japanese, Thai,
+    ...) each character counts as a word, and so does each Hangul syllable. A word also ends at a
+    hyphen and before a possessive 's. Long answers are favoured, so it is no score to be reported
+    alone. An empty reference stands in an empty answer only.
     """
-    mine, wanted = normalise(answer), normalise(reference)
-    return float(wanted in mine if wanted else not mine)
+    # One form for full-width and combined characters, and for both apostrophes.
+    mine, wanted = (
+        unicodedata.normalize("NFKC", text.lower()).replace("\u2019", "'")
+        for text in (answer, reference)
+    )
+    if not _words(wanted):
+        return float(not _words(mine))
+    if _in_a_row(wanted, mine):
+        return 1.0
+    return float(_in_a_row(*(_INNER_BREAK.sub(" ", text) for text in (wanted, mine))))
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -87,27 +106,22 @@ def answer_scores(answer: str, references: Sequence[str]) -> dict[str, float]:
 
 
 def split_citations(answer: str, ids: Collection[str]) -> tuple[str, list[str]]:
-    """Takes citations such as `[7]` or `[7, 12]` out of an answer.
-
-    Brackets count as a citation where everything in them is a number or one of `ids`.
+    """Takes citations such as `[7]` or `[7, 12]` out of an answer, the white space before them too.
 
     Args:
         answer: What the model wrote.
         ids: Ids of the documents that it was shown.
 
     Returns:
-        The answer without them, and the cited ids, each once, in order.
+        The answer without them, and the cited ids, each once, in order; see `find_citations`.
     """
+    kept, done = [], 0
     cited: dict[str, None] = {}
-
-    def take(found: re.Match[str]) -> str:
-        names = [name.strip() for name in re.split("[,;]", found[1])]
-        if not all(name in ids or name.isdecimal() for name in names):
-            return found[0]
+    for start, end, names in find_citations(answer, ids):
+        kept.append(answer[done:start].rstrip())
         cited.update(dict.fromkeys(names))
-        return ""
-
-    return _CITATION.sub(take, answer), list(cited)
+        done = end
+    return "".join([*kept, answer[done:]]), list(cited)
 
 
 class AnswerScores(Metric):
@@ -178,6 +192,23 @@ class Resilience(Metric):
         """`resilience` and `boost`; NaN where there was no such question."""
         right, wrong, kept, gained = self.counts.float().unbind()
         return {"resilience": kept / right, "boost": gained / wrong}
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text's normal form; characters of scripts without spaces apart."""
+    pieces = []
+    for char in normalise(text):
+        if _UNSPACED.match(char) or unicodedata.category(char).startswith("S"):
+            pieces.append(f" {char} ")
+        else:
+            # Letters, numbers and the marks on them; str.isalnum knows no marks.
+            pieces.append(char if unicodedata.category(char)[0] in "LMN" else " ")
+    return "".join(pieces).split()
+
+
+def _in_a_row(wanted: str, text: str) -> bool:
+    words, within = (f" {' '.join(_words(part))} " for part in (wanted, text))
+    return words.strip() != "" and words in within
 
 
 def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

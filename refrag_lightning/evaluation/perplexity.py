@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refrag_lightning.evaluation.gap import NUM_DRAWS, Bootstrap, Interval
+from refrag_lightning.evaluation.gap import MIN_GROUPS, NUM_DRAWS, Bootstrap, Interval
 from refrag_lightning.evaluation.readings import Kind, Reading
 from refrag_lightning.evaluation.report import Cell, Plot, Report, Table
 
@@ -141,10 +141,13 @@ def perplexity_report(
             gap_rows.append(gap_row)
     first = "context+continuation"
     notes = ["Nats a token; context and continuation in decoder tokens."]
-    notes += ["Brackets: 95 % intervals of a paired bootstrap over windows."]
+    notes += [
+        "Brackets: 95 % intervals of a paired bootstrap over windows, none of fewer than "
+        f"{MIN_GROUPS}."
+    ]
     tables = [Table("Log-perplexity", [first, *(r.name for r in readings)], nats_rows, notes)]
     notes = ["Share of the gap closed: (reading - none) / (full - none)."]
-    notes += ["undefined: the interval of full - none holds 0."]
+    notes += [f"undefined: full - none may be 0, or there are fewer than {MIN_GROUPS} windows."]
     tables.append(Table("Gap closed", [first, *(r.name for r in shared)], gap_rows, notes))
     plot = Plot(
         f"nats a token over {continuations[-1]} tokens by context",

@@ -320,33 +320,15 @@ def _cut_documents(
     A model without an encoder has no rows; its documents keep one of `rate` tokens.
     """
     documents = list(dict.fromkeys(d for text in texts for d in documents_of(text)))
-    decoded = tokenizer.plain_decoder(documents)
+    decoder = tokenizer.plain_decoder
     if tokenizer.encoder is None:
         assert reading.rate is not None
-        room = [-(-len(tokens.ids) // reading.rate) for tokens in decoded]
+        room = [-(-len(tokens.ids) // reading.rate) for tokens in decoder(documents)]
     else:
         packed = tokenizer.pack(documents)
         slots = tokenizer.assembler.slots_of_rows
         room = [int(slots(document.row_sizes).sum()) for document in packed]
-    cut = {}
-    for document, tokens, num_tokens in zip(documents, decoded, room, strict=True):
-        cut[document] = _cut(
-            document, tokens, num_tokens, tokenizer, from_end=reading.kind == "last"
-        )
-    return cut
-
-
-def _cut(
-    text: str, tokens: Any, num_tokens: int, tokenizer: RefragTokenizer, *, from_end: bool
-) -> str:
-    """The longest piece of a text of at most so many tokens, ending (or starting) at a token."""
-    while num_tokens > 0:
-        if num_tokens >= len(tokens.ids):
-            return text
-        ends = tokens.ends
-        piece = text[ends[-num_tokens - 1] :] if from_end else text[: ends[num_tokens - 1]]
-        # Cut inside a word, the piece may be tokenized in another way, into more tokens.
-        if len(tokenizer.plain_decoder([piece])[0].ids) <= num_tokens:
-            return piece
-        num_tokens -= 1
-    return ""
+    return {
+        document: decoder.cut(document, num_tokens, from_end=reading.kind == "last")
+        for document, num_tokens in zip(documents, room, strict=True)
+    }

@@ -1,18 +1,13 @@
-"""Citations: `[7]`, `[1, 3]` or `[1][2]` in an answer, resolved to the documents of its prompt."""
+"""Citations in an answer, resolved to the documents of its prompt."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from refrag_lightning.inference.prompt import PlacedDocument
-
-# What stands in code is no citation: `x[1]` is an index there.
-_CODE = re.compile(r"(`{3,}|~{3,})[\s\S]*?(?:\1|\Z)|(`+)[^\n]*?\2")
-_BRACKETS = re.compile(r"\[([^\[\]\n]+)\]")
-_SEPARATOR = re.compile(r"[,;]")
+from refrag_lightning.text.documents import find_citations
 
 
 @dataclass(frozen=True)
@@ -49,10 +44,9 @@ class Citation:
 def resolve(
     answer: str, documents: Sequence[PlacedDocument]
 ) -> tuple[list[Citation], tuple[str, ...]]:
-    """Finds an answer's citations.
+    """Finds an answer's citations; see `find_citations` for their forms.
 
-    Brackets hold citations if one of their ids is a document's, or all of them are numbers; ids
-    are parted by commas or semicolons. Of two documents with the same id the later one is meant.
+    Of two documents with the same id the later one is meant.
 
     Args:
         answer: The answer.
@@ -63,24 +57,12 @@ def resolve(
         each once.
     """
     known = {placed.document.id: placed for placed in documents}
-    # Code becomes as many spaces, so that places stay.
-    plain = _CODE.sub(lambda code: " " * len(code[0]), answer)
     mentions: dict[str, list[tuple[int, int]]] = {}
-    for match in _BRACKETS.finditer(plain):
-        for cited in dict.fromkeys(_ids(match[1], known)):
-            mentions.setdefault(cited, []).append(match.span())
+    for start, end, ids in find_citations(answer, known):
+        for cited in ids:
+            mentions.setdefault(cited, []).append((start, end))
     citations = [_citation(name, known[name], at) for name, at in mentions.items() if name in known]
     return citations, tuple(name for name in mentions if name not in known)
-
-
-def _ids(content: str, known: Mapping[str, PlacedDocument]) -> list[str]:
-    """The ids that a pair of brackets holds; none where it is no citation."""
-    if content in known:  # an id may hold a comma itself
-        return [content]
-    ids = [part.strip() for part in _SEPARATOR.split(content)]
-    if any(part in known for part in ids):
-        return [part for part in ids if part]
-    return ids if all(part.isascii() and part.isdigit() for part in ids) else []
 
 
 def _citation(name: str, placed: PlacedDocument, mentions: list[tuple[int, int]]) -> Citation:

@@ -39,10 +39,14 @@ class Detokenizer:
         return now[len(before) :]
 
     def rest(self) -> str:
-        """What the last tokens say beside a character that stays incomplete."""
+        """What the last tokens say, at the end: as they are decoded, incomplete or not.
+
+        A U+FFFD there may be one that the model wrote, or half a character, which nothing completes
+        any more; either way the answer is what the tokenizer decodes.
+        """
         before = self._decode(self._ids[self._first : self._done])
         now = self._decode(self._ids[self._first :])
-        return now[len(before) :].rstrip(_HALF)
+        return now[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
         # Cleaning up would change text that is said already.

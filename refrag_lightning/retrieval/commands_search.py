@@ -76,19 +76,27 @@ def _print(results: list[Recall]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from refrag_lightning.evaluation.gap import MIN_GROUPS
+
     ks = list(results[0].at)
     table = Table("method", *(f"recall@{k}" for k in ks), f"MRR@{max(ks)}", "ms each")
     for result in results:
         intervals = [*result.at.values(), result.mean_reciprocal_rank]
         table.add_row(
             result.method,
-            *(f"{value:.3f}\n{low:.2f} to {high:.2f}" for value, low, high in intervals),
+            *(f"{i.value:.3f}" + f"\n{i.low:.2f} to {i.high:.2f}" * i.known for i in intervals),
             f"{1000 * result.seconds_per_question:.1f}",
         )
     console = Console()
     console.print(table)
     first = results[0]
-    line = f"questions: {first.num_questions}; 95 % intervals of the bootstrap over questions"
+    line = f"questions: {first.num_questions}; "
+    if intervals[0].known:
+        line += "95 % intervals of the bootstrap over questions"
+        if first.num_groups < first.num_questions:
+            line += f" in {first.num_groups} sets with the same gold passages"
+    else:
+        line += f"too few for intervals, which need {MIN_GROUPS} on different gold passages"
     if first.num_without_gold:
         line += f"; {first.num_without_gold} without a gold passage left out"
     if first.num_not_indexed:
@@ -97,10 +105,12 @@ def _print(results: list[Recall]) -> None:
 
 
 def _as_json(results: list[Recall], embed: Embedder | None) -> dict[str, object]:
+    from refrag_lightning.evaluation.report import plain
+
     rows = []
     for result in results:
         row = asdict(result)
-        row["at"] = {str(k): interval._asdict() for k, interval in result.at.items()}
-        row["mean_reciprocal_rank"] = result.mean_reciprocal_rank._asdict()
+        row["at"] = {str(k): plain(interval) for k, interval in result.at.items()}
+        row["mean_reciprocal_rank"] = plain(result.mean_reciprocal_rank)
         rows.append(row)
     return {"embedder": embed.name if embed is not None else None, "results": rows}

@@ -9,8 +9,8 @@ store (any of its passages then counts), or one passage. Where no text is the sa
 the same id and title is it, provided the id names one text only among all the questions' passages
 (those that number them 1 to 10 for each question name none).
 
-The intervals are of the bootstrap over questions (Efron and Tibshirani 1993; 2,000 draws, 95 %,
-percentiles).
+The intervals are those of `evaluation.gap`: a bootstrap over questions, those with the same gold
+passages drawn together.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from refrag_lightning.evaluation.gap import Bootstrap, Interval, groups_of
 
 if TYPE_CHECKING:
     from refrag_lightning.data.questions import Passage as QuestionPassage
@@ -30,16 +32,7 @@ if TYPE_CHECKING:
     from refrag_lightning.retrieval.search import Searcher
 
 KS = (1, 5, 10)
-_DRAWS = 2000
 _BATCH = 64  # questions a search
-
-
-class Interval(NamedTuple):
-    """An estimate and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,7 @@ class Recall:
         num_questions: Questions with a gold passage; all of them count.
         num_without_gold: Questions left out, for they have no gold passage.
         num_not_indexed: Questions with a gold passage that the index does not hold.
+        num_groups: What the intervals draw: questions, those with the same gold passages as one.
         seconds_per_question: Of the search, the reading of the store left out.
     """
 
@@ -63,6 +57,7 @@ class Recall:
     num_questions: int
     num_without_gold: int
     num_not_indexed: int
+    num_groups: int
     seconds_per_question: float
 
 
@@ -172,7 +167,9 @@ def recall_at(
         firsts = [_first(gold, [hit.passage.id for hit in found]) for gold in question.golds]
         recalls = [sum(first <= k for first in firsts) / len(firsts) for k in ks]
         values.append([*recalls, 1 / min(firsts)])
-    intervals = _bootstrap(np.array(values), seed)
+    groups = groups_of([[name for gold in question.golds for name in gold] for question in asked])
+    bootstrap = Bootstrap(np.array(values), groups_N=groups, seed=seed)
+    intervals = [bootstrap.mean(column) for column in range(len(ks) + 1)]
     return Recall(
         method=searcher.method,
         at=dict(zip(ks, intervals[:-1], strict=True)),
@@ -180,6 +177,7 @@ def recall_at(
         num_questions=len(asked),
         num_without_gold=len(golden) - len(asked),
         num_not_indexed=not_indexed,
+        num_groups=bootstrap.num_groups,
         seconds_per_question=seconds / len(asked),
     )
 
@@ -211,19 +209,3 @@ def _bare(text: str) -> str:
 def _first(gold: frozenset[str], ids: Sequence[str]) -> float:
     """The rank of the first hit that is a gold passage; infinite if there is none."""
     return next((float(rank) for rank, hit in enumerate(ids, start=1) if hit in gold), np.inf)
-
-
-def _bootstrap(values_NC: np.ndarray, seed: int) -> list[Interval]:
-    """The mean of each column, with its interval."""
-    num_questions = len(values_NC)
-    rng = np.random.default_rng(seed)
-    chances = np.full(num_questions, 1 / num_questions)
-    # A draw at a time: the counts of all draws of a large question set need not fit in memory.
-    means_DC = np.stack(
-        [rng.multinomial(num_questions, chances) @ values_NC for _ in range(_DRAWS)]
-    )
-    low_C, high_C = np.percentile(means_DC / num_questions, (2.5, 97.5), axis=0)
-    return [
-        Interval(float(value), float(low), float(high))
-        for value, low, high in zip(values_NC.mean(axis=0), low_C, high_C, strict=True)
-    ]

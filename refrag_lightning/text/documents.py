@@ -3,15 +3,16 @@
 `parse` walks once over the tags of a text, so its time is linear in the text's length whatever the
 text is. `format` is its inverse: `parse(format(parts)) == parts`. Only what could be read as a tag
 is escaped (`<doc` becomes `&lt;doc`, a literal `&lt;doc` becomes `&amp;lt;doc`), so ordinary text,
-HTML and ampersands pass through as they are.
+HTML and ampersands pass through as they are. `find_citations` finds where an answer cites them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
+from typing import NamedTuple
 
 # `<doc` and `</doc` count as tags only where white space, `>` or the end follows: `<docs>` is text.
 _TAG = re.compile(r"<(/?)doc(?=[\s>]|\Z)")
@@ -27,6 +28,17 @@ _ESCAPE_LIKE = re.compile(r"&(?=(?:amp;)*lt;/?doc)")
 _ESCAPED_ESCAPE = re.compile(r"&amp;(?=(?:amp;)*lt;/?doc)")
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'"}
 _ENTITY = re.compile("|".join(_ENTITIES))
+
+# What stands in code is no citation: `x[1]` is an index there.
+_CODE = re.compile(r"(`{3,}|~{3,})[\s\S]*?(?:\1|\Z)|(`+)[^\n]*?\2")
+# The CJK brackets are what models write that were trained to cite web pages: 【1†source】.
+_CLOSING = {"[": "]", "【": "】", "［": "］"}
+_OPENING = re.compile(r"[\[【［]")
+_ITEM = re.compile(r"[^\[\]【】［］,;，；、†\n]*")
+_ITEM_END = re.compile(r"[^\S\n]*(?:†[^\[\]【】［］,;，；、\n]*)?([\]】］,;，；、])")
+_SPACES = re.compile(r"[^\S\n]*")
+_NUMBER_RANGE = re.compile(r"(\d{1,6})\s*[-\u2010-\u2015\u2212~～]\s*(\d{1,6})")
+_LONGEST_RANGE = 1000
 
 
 class DocumentSyntaxError(ValueError):
@@ -153,6 +165,104 @@ def format(parts: Iterable[Part]) -> str:
         tag = "".join(f' {name}="{_quote(value)}"' for name, value in attributes.items())
         pieces.append(f"<doc{tag}>{escape(part.text)}</doc>")
     return "".join(pieces)
+
+
+class Mention(NamedTuple):
+    """Brackets in an answer that cite documents.
+
+    Attributes:
+        start: First character of the brackets.
+        end: One past their last character.
+        ids: What they cite, each once, in order: ids of documents, and numbers that no document
+            has.
+    """
+
+    start: int
+    end: int
+    ids: tuple[str, ...]
+
+
+def find_citations(answer: str, ids: Collection[str]) -> list[Mention]:
+    """Finds where an answer cites documents.
+
+    Citations are `[7]`, `[1, 3]`, `[1; 3]`, `[1][2]`, a range of numbers such as `[1-3]`, and the
+    same in CJK brackets (`【1】`, `【1†source】`). Ids may hold anything, brackets and commas too;
+    the longest id that fits is meant. Brackets hold citations if one of their ids is a document's,
+    or if all of them are numbers. Brackets in code hold none.
+
+    Args:
+        answer: What the model wrote.
+        ids: Ids of the documents that it was shown.
+    """
+    known = {name.strip(): name for name in ids if name.strip()}
+    longest_first = sorted(known, key=len, reverse=True)
+    # Code becomes as many spaces, so that places stay.
+    text = _CODE.sub(lambda code: " " * len(code[0]), answer)
+    mentions: list[Mention] = []
+    done = 0
+    for opening in _OPENING.finditer(text):
+        start = opening.start()
+        read = _read_brackets(text, opening, longest_first) if start >= done else None
+        if read is None:
+            continue
+        end, items = read
+        meant = [[known[item]] if item in known else _numbers(item) for item in items]
+        if not items or (None in meant and not any(item in known for item in items)):
+            continue
+        done = end
+        if text[start - 1 : start] == "[" and text[end : end + 1] == "]":
+            start, end = start - 1, end + 1  # [[1]]
+        cited = [
+            name
+            for item, names in zip(items, meant, strict=True)
+            for name in ([item] if names is None else names)
+        ]
+        mentions.append(Mention(start, end, tuple(dict.fromkeys(cited))))
+    return mentions
+
+
+def _read_brackets(
+    text: str, opening: re.Match[str], longest_first: Sequence[str]
+) -> tuple[int, list[str]] | None:
+    """Where brackets end and the items in them; None where they do not close on their line."""
+    items: list[str] = []
+    place = opening.end()
+    while True:
+        place = _SPACES.match(text, place).end()  # type: ignore[union-attr]
+        end = None
+        for item in longest_first:
+            if text.startswith(item, place):
+                end = _ITEM_END.match(text, place + len(item))
+                if end is not None:
+                    break
+        else:
+            plain = _ITEM.match(text, place)
+            assert plain is not None  # an empty one fits anywhere
+            item = plain[0].rstrip()
+            end = _ITEM_END.match(text, plain.end())
+        if end is None:
+            return None
+        if item:
+            items.append(item)
+        place = end.end()
+        if end[1] == _CLOSING[opening[0]]:
+            return place, items
+        if end[1] in _CLOSING.values():
+            return None
+
+
+def _numbers(item: str) -> list[str] | None:
+    """The numbers that a number or a range of numbers stands for; None for anything else."""
+    if item.isdecimal():
+        # Full-width digits, as they stand in Chinese and Japanese text, name the same documents.
+        return ["".join(str(int(digit)) for digit in item)]
+    found = _NUMBER_RANGE.fullmatch(item)
+    if found is None:
+        return None
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _LONGEST_RANGE:
+        return None
+    return [str(number) for number in range(first, last + 1)]
 
 
 def _quote(value: str) -> str:

@@ -20,6 +20,9 @@ from tokenizers import AddedToken, Tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# How far `PlainTokenizer.cut` looks for a place, in characters, and how many places at once.
+_FAR, _AT_ONCE = 32, 8
+
 
 class Encoded(NamedTuple):
     """One text's tokens: `ids` (N,), first characters `starts` (N,), past-last ones `ends` (N,).
@@ -93,6 +96,37 @@ class PlainTokenizer:
         if not self._control:
             encoded = [self._defused(text, item) for text, item in zip(texts, encoded, strict=True)]
         return encoded
+
+    def cut(self, text: str, num_tokens: int, *, from_end: bool = False) -> str:
+        """The beginning or end of a text that has a number of tokens by itself.
+
+        What is left of a word that is cut may be read as more or fewer tokens than before, so the
+        cut is moved to the nearest character that gives the number. Where none near by does, as one
+        character takes several tokens, the piece has fewer; it never has more.
+
+        Args:
+            text: The text; it is whole where it has no more tokens.
+            num_tokens: How many tokens.
+            from_end: Whether the end is kept, in place of the beginning.
+        """
+        (tokens,) = self([text])
+        if num_tokens >= len(tokens.ids):
+            return text
+        if num_tokens < 1:
+            return ""
+        place = int(tokens.ends[-num_tokens - 1 if from_end else num_tokens - 1])
+        near = range(max(0, place - _FAR), min(len(text), place + _FAR) + 1)
+        places = sorted(near, key=lambda other: abs(other - place))
+        best, most = "", 0
+        for first in range(0, len(places), _AT_ONCE):
+            some = places[first : first + _AT_ONCE]
+            pieces = [text[other:] if from_end else text[:other] for other in some]
+            for piece, read in zip(pieces, self(pieces), strict=True):
+                if len(read.ids) == num_tokens:
+                    return piece
+                if most < len(read.ids) < num_tokens:
+                    best, most = piece, len(read.ids)
+        return best
 
     @property
     def fingerprint(self) -> str:

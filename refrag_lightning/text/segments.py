@@ -10,6 +10,7 @@ document, a title or a user says can become a control token.
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ Message = Mapping[str, Any]
 # Letters and digits only: templates trim and split at white space and at marks.
 _PLACEHOLDER = "REFRAGCONTENT{}X"
 _PLACEHOLDERS = re.compile(r"REFRAGCONTENT(\d+)X")
+_VALUE = "REFRAGVALUE{}X"
+_VALUES = re.compile(r"REFRAGVALUE(\d+)X")
 _FIELD = re.compile(r"( *)\{(id|title)\}")
 _ROLE = re.compile(r"[\w-]+")
 
@@ -135,13 +138,14 @@ def render_chat(
         tokenizer: The decoder's tokenizer; its chat template is applied.
         messages: Each with `role` and `content`; a content is a text, in which `<doc>` blocks are
             parsed, or a list of strings and documents. An assistant's message with `train` False is
-            not learnt.
+            not learnt. Other fields (`name`, `tool_calls`, ...) are for the template; where it says
+            a string of theirs that could become a control token, that stands as ordinary text.
         header: As in `render`.
         footer: As in `render`.
         add_generation_prompt: Whether the template opens an answer at the end. If it knows no
             generation prompt, what it writes before an answer opens one.
         strict: As in `documents.parse`.
-        **template_options: Passed to the template.
+        **template_options: Passed to the template (`tools`, ...), strings in them treated alike.
 
     Raises:
         ValueError: If the tokenizer has no chat template, a message is not of that form, the
@@ -152,10 +156,11 @@ def render_chat(
     contents: list[tuple[list[Part], int]] = []
     num_documents = 0
     placeholders: list[dict[str, Any]] = []
+    values: list[str] = []
     for index, message in enumerate(messages):
         if not isinstance(message.get("role"), str) or "content" not in message:
             raise ValueError(f"message {index} needs a role and a content, got {dict(message)!r}")
-        if not _ROLE.fullmatch(message["role"]):
+        if not _ROLE.fullmatch(message["role"]) or "REFRAG" in message["role"]:
             # It goes through the template, where a control string would become a control token.
             raise ValueError(f"message {index} has {message['role']!r} as its role, no plain word")
         content = message["content"]
@@ -167,8 +172,16 @@ def render_chat(
             raise ValueError(f"message {index} needs a text or a list as content, got {content!r}")
         contents.append((parts, num_documents + 1))
         num_documents += sum(isinstance(part, Document) for part in parts)
-        placeholders.append({**message, "content": _PLACEHOLDER.format(index)})
-        placeholders[-1].pop("train", None)
+        fields = {k: v for k, v in message.items() if k not in ("role", "content", "train")}
+        placeholders.append(
+            {
+                "role": message["role"],
+                "content": _PLACEHOLDER.format(index),
+                **_guarded(fields, tokenizer, values),
+            }
+        )
+    for name in template_options.keys() - {"chat_template"}:
+        template_options[name] = _guarded(template_options[name], tokenizer, values)
 
     def apply(turns: Sequence[Any], opened: bool) -> str:
         try:
@@ -231,7 +244,7 @@ def render_chat(
             segments.append(Segment(piece[:cut], "template", train=True))
         if piece[cut:]:
             segments.append(Segment(piece[cut:], "template"))
-    return segments
+    return [part for segment in segments for part in _with_values(segment, values)]
 
 
 class _Answer(NamedTuple):
@@ -287,6 +300,67 @@ def end_ids(texts: Iterable[Iterable[Segment]], template: PlainTokenizer) -> lis
     """
     ends = {s.text: None for text in texts for s in text if s.train and s.kind == "template"}
     return sorted({int(read.ids[-1]) for read in template([*ends]) if len(read.ids)})
+
+
+def _guarded(value: Any, tokenizer: PreTrainedTokenizerBase, values: list[str]) -> Any:
+    """What a template is given of a field, or of an option.
+
+    Args:
+        value: The field: anything that JSON has, or another object.
+        tokenizer: The decoder's tokenizer.
+        values: Takes the strings that are replaced by placeholders: those that hold a control
+            string, or begin or end with a part of one, which the template may complete.
+    """
+    if isinstance(value, Mapping):
+        return {
+            _guarded(k, tokenizer, values): _guarded(v, tokenizer, values) for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_guarded(item, tokenizer, values) for item in value]
+    if value is None or callable(value) or isinstance(value, bool | int | float):
+        return value
+    text = unicodedata.normalize("NFKC", str(value)).casefold().strip()
+    tokens, beginnings, ends = _control_parts(tokenizer, str(tokenizer.chat_template))
+    sizes = range(1, min(len(text), max(map(len, tokens))) + 1)
+    is_part = any(text[-size:] in beginnings or text[:size] in ends for size in sizes)
+    if not is_part and not any(token in text for token in tokens):
+        # As it is: templates compare strings, count them, write them as JSON.
+        return value
+    values.append(str(value))
+    return _VALUE.format(len(values) - 1)
+
+
+@lru_cache(maxsize=16)
+def _control_parts(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> tuple[list[str], set[str], set[str]]:
+    """Control strings and placeholders in lower case, and the beginnings and ends of them.
+
+    Parts of letters and digits alone are none: almost any word begins or ends with one.
+    """
+    found = {token.content for token in control_tokens(tokenizer).values()}
+    found |= {*map(str, tokenizer.all_special_tokens), "REFRAGCONTENT", "REFRAGVALUE"}
+    tokens = [folded for token in found if (folded := token.strip().casefold())]
+    places = [(token, place) for token in tokens for place in range(1, len(token))]
+    beginnings = {token[:place] for token, place in places if not token[:place].isalnum()}
+    return tokens, beginnings, {token[at:] for token, at in places if not token[at:].isalnum()}
+
+
+def _with_values(segment: Segment, values: Sequence[str]) -> list[Segment]:
+    """A template's piece with the strings that placeholders stand for, as ordinary text.
+
+    Of a piece that is learnt, the last part is, which ends the turn.
+    """
+    if segment.kind != "template" or not values:
+        return [segment]
+    pieces = _VALUES.split(segment.text)
+    parts = [
+        replace(segment, text=values[int(piece)], kind="text", train=False)
+        if place % 2
+        else replace(segment, text=piece, train=segment.train and place == len(pieces) - 1)
+        for place, piece in enumerate(pieces)
+    ]
+    return [part for part in parts if part.text]
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, piece: str) -> int:

@@ -63,28 +63,27 @@ def test_bare_text_goes_on_as_it_stands_in_the_source():
         assert texts[0].endswith("".join(segment.text for segment in none.segments))
 
 
-def test_last_tokens_take_the_positions_of_rows_of_several_vectors():
-    data = _data(refrag(compression=8, num_slots=2))
-    for index in range(3):
-        sizes = []
-        for reading in ("compressed", "last"):
-            batch = data.collate([Window(index, Cell(reading, 48), 8)])
-            sizes.append(batch.num_tokens)
-        # Words are whole, so that a few tokens may be missing, but not half of them.
-        assert sizes[0] - 5 <= sizes[1] <= sizes[0]
-
-
-@pytest.mark.parametrize("rate", [4, 8])
-def test_last_tokens_take_as_many_positions_as_rows(rate):
-    data = _data()
-    for index in range(3):
-        rows = data.example(Window(index, Cell("compressed", 48), rate))
-        last = data.example(Window(index, Cell("last", 48), rate))
-        (document,), (tail,) = _texts(rows, "document"), _texts(last, "document")
-        assert document.endswith(tail) and (rows.expand, last.expand) == ("none", "all")
-        num_rows = data.tokenizer.at(rate).pack([document])[0].num_rows
-        size = len(data.tokenizer.plain_decoder([tail])[0].ids)
-        assert size <= num_rows or len(tail.split()) == 1
+@pytest.mark.parametrize(
+    "options",
+    [{"rates": (4, 8)}, {"compression": 8, "num_slots": 2}],
+    ids=["two rates", "two slots"],
+)
+@pytest.mark.parametrize("style", [{}, {"headers": True, "chat": True}], ids=["bare", "chat"])
+def test_last_tokens_take_exactly_the_positions_of_the_rows(options, style):
+    data = _data(refrag(**options), num_windows=12, **style)
+    for rate in data.tokenizer.rates:
+        for context in (16, 48):
+            windows = [
+                [Window(n, Cell(reading, context), rate) for n in range(12)]
+                for reading in ("compressed", "last")
+            ]
+            rows, last = (data.collate(some).student["attention_mask"].sum(1) for some in windows)
+            assert last.tolist() == rows.tolist()
+            for compressed, tail in zip(*windows, strict=True):
+                (whole,), (end,) = (
+                    _texts(data.example(window), "document") for window in (compressed, tail)
+                )
+                assert whole.endswith(end) and whole != end
 
 
 @pytest.mark.parametrize(

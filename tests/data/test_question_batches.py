@@ -80,6 +80,10 @@ def test_a_weak_retriever_misses_gold_passages(tokenizer):
     assert 40 < sum(missing) < 80
     asked = _data(tokenizer, questions, num_passages=3, drop_gold=1.0).questions[0]
     assert _texts(asked) == [".0", ".1", ".3"] and asked.gold_ids == []
+    # What the question shares with others is known though it is not read.
+    (whole,) = _data(tokenizer, questions[:1]).questions
+    assert asked.golds == whole.golds == tuple(p.text for p in whole.passages if p.gold)
+    assert asked.golds
 
 
 def test_choices_do_not_depend_on_other_questions(tokenizer):

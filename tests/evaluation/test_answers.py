@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,16 +17,17 @@ from refrag_lightning.evaluation.readings import Reading
 NUMBER = 40
 
 
-def _asked(number=NUMBER):
+def _asked(number=NUMBER, golds=None):
     asked = []
     for n in range(number):
         passages = [Passage("text", gold=place == n % 3) for place in range(2)]
         kind = "date" if n % 2 else "place"
-        asked.append(AskedQuestion(n, str(n), "?", ("Paris",), tuple(passages), "one", kind))
+        question = AskedQuestion(n, str(n), "?", ("Paris",), tuple(passages), "one", kind)
+        asked.append(replace(question, golds=golds[n] if golds else ()))
     return asked
 
 
-def _answers(means, *, tokens=None, generates=True, scores=None, number=NUMBER):
+def _answers(means, *, tokens=None, generates=True, scores=None, number=NUMBER, golds=None):
     """Entries by name; each question's nats a token are a mean plus what all entries share."""
     rng = np.random.default_rng(0)
     shared = rng.normal(0, 0.1, number)
@@ -41,7 +43,7 @@ def _answers(means, *, tokens=None, generates=True, scores=None, number=NUMBER):
             columns += [score, score, score, score, score, np.ones(number)]
     values = np.stack(columns, axis=1)
     assert values.shape == (number, num_columns(entries))
-    return Answers(entries, values, _asked(number), num_draws=300)
+    return Answers(entries, values, _asked(number, golds), num_draws=300)
 
 
 def _table(report, name):
@@ -136,6 +138,39 @@ def test_groups_are_the_questions_alone():
     assert places["2"]["closed@4"] is not None
     shown = _table(report, "By gold passage shown")
     assert shown["no"]["questions"] == len(range(2, NUMBER, 3))
+
+
+def test_questions_on_one_passage_are_drawn_together():
+    rng = np.random.default_rng(5)
+    means = {"rows@4": 1.2, "full": 1.0, "none": 2.0}
+    score = np.repeat(rng.random(NUMBER // 2) < 0.5, 2).astype(float)
+    scores = dict.fromkeys(means, score)
+    alone = _answers(means, scores=scores)
+    pairs = _answers(means, scores=scores, golds=[(f"passage {n // 2}",) for n in range(NUMBER)])
+    rows = alone.entries[0]
+    assert pairs.measures["em"].mean(rows).value == alone.measures["em"].mean(rows).value
+    expected = gap_closed(*[score] * 3, groups=np.arange(NUMBER) // 2, num_draws=300).full
+    assert pairs.measures["em"].mean(rows) == expected
+    lengths = [m.high - m.low for m in (a.measures["em"].mean(rows) for a in (alone, pairs))]
+    assert lengths[1] > 1.2 * lengths[0]
+    text = pairs.report("A", {}).text()
+    assert "over the 20 sets of questions with the same gold passages" in text
+    assert "bootstrap over questions" in alone.report("A", {}).text()
+    cited = _table(pairs.report("A", {}), "Citations of the gold passages")["rows@4"]["precision"]
+    assert (cited.low, cited.high) == (expected.low, expected.high)
+
+
+def test_few_questions_have_no_intervals(tmp_path):
+    means = {"rows@4": 1.2, "full": 1.0, "none": 2.0, "zero@4": 2.0}
+    report = _answers(means, generates=False, number=1).report("A", {})
+    text = report.text()
+    assert "No intervals and no shares of a gap: questions are fewer than 10." in text
+    assert "[" not in text.replace("['", "")
+    assert _table(report, "Gap closed")["rows@4"]["nll"] == "undefined"
+    assert _table(report, "Controls")["zero@4"]["none"] == "too few"
+    report.write(tmp_path)
+    row = json.loads((tmp_path / "report.json").read_text())["tables"]["Answers"]["rows"][0]
+    assert row[1]["value"] == pytest.approx(1.2, abs=0.5) and row[1]["low"] is None
 
 
 def test_resilience_and_citations():

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from refrag_lightning.evaluation.gap import Bootstrap, ValueTable, gap_closed
+from refrag_lightning.evaluation.gap import (
+    MIN_GROUPS,
+    Bootstrap,
+    ValueTable,
+    gap_closed,
+    groups_of,
+)
 
 
 def _sample(number=200, seed=0):
@@ -53,7 +59,7 @@ def test_draws_are_of_whole_examples():
 
 
 def test_weights_make_means_over_tokens():
-    values, tokens = np.array([1.0, 4.0, 2.0]), np.array([3.0, 1.0, 6.0])
+    values, tokens = np.tile([1.0, 4.0, 2.0], 4), np.tile([3.0, 1.0, 6.0], 4)
     interval = Bootstrap(values[:, None], weights_N=tokens).mean(0)
     assert interval.value == pytest.approx((3 + 4 + 12) / 10)
     assert 1 <= interval.low < interval.value < interval.high <= 4
@@ -80,6 +86,66 @@ def test_same_seed_same_interval_and_coverage_of_95_percent():
         hits += Bootstrap(values, num_draws=400).mean(0).holds(0.0)
     # 95 % of 200, give or take three standard deviations and the bootstrap's small-sample bias.
     assert 176 <= hits <= 199
+
+
+def test_few_examples_have_no_interval_and_no_share_of_a_gap():
+    compressed, full, none = (values[:MIN_GROUPS] for values in _sample())
+    assert gap_closed(compressed, full, none).defined
+    for number in (1, MIN_GROUPS - 1):
+        gap = gap_closed(*(values[:number] for values in (compressed, full, none)))
+        assert gap.full.value == pytest.approx(full[:number].mean())
+        assert np.isnan([gap.full.low, gap.full.high, gap.closed.low]).all()
+        assert not gap.defined and not gap.full.known
+
+
+def test_groups_are_drawn_together():
+    # Five questions on each of 40 paragraphs, all five as hard as their paragraph.
+    hardness = np.random.default_rng(0).normal(size=40)
+    values, groups = np.repeat(hardness, 5)[:, None], np.repeat([*"abcdefghij"] * 4, 5)
+    groups = np.char.add(groups, np.repeat(np.arange(4), 50).astype(str))
+    one_by_one = Bootstrap(values).mean(0)
+    together = Bootstrap(values, groups_N=groups)
+    by_paragraph = Bootstrap(hardness[:, None]).mean(0)
+    assert (together.num_examples, together.num_groups) == (200, 40)
+    # As many independent values as paragraphs: the interval is the paragraphs' own,
+    assert together.mean(0).value == pytest.approx(one_by_one.value)
+    length = together.mean(0).high - together.mean(0).low
+    assert length == pytest.approx(by_paragraph.high - by_paragraph.low, rel=0.05)
+    # and sqrt(5) times as long as that of questions taken for independent.
+    assert length == pytest.approx((one_by_one.high - one_by_one.low) * 5**0.5, rel=0.1)
+    # Groups may be of unequal size and weight, and too few have no interval.
+    weights = np.arange(1.0, 201.0)
+    mean = Bootstrap(values, weights_N=weights, groups_N=groups).mean(0)
+    assert mean.value == pytest.approx(np.average(values[:, 0], weights=weights))
+    assert not Bootstrap(values, groups_N=np.repeat([0, 1], 100)).mean(0).known
+
+
+def test_groups_of_one_change_no_number():
+    compressed, full, none = _sample(60)
+    groups = groups_of([()] * 30 + [(n,) for n in range(30)])
+    assert groups.tolist() == [*range(60)]
+    assert gap_closed(compressed, full, none, groups=groups) == gap_closed(compressed, full, none)
+
+
+def test_groups_stand_on_the_same_things():
+    shared = ["ab", "c", "", "ba", "", "b", "c"]
+    assert groups_of(shared).tolist() == [0, 1, 2, 0, 4, 5, 1]
+
+
+def test_examples_without_weight_make_no_interval():
+    # A share of citations where one answer of 40 cites.
+    values, weights = np.ones((40, 1)), np.eye(40)[3]
+    mean = Bootstrap(values, weights_N=weights).mean(0)
+    assert mean.value == 1.0 and not mean.known
+
+
+def test_intervals_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(3).exponential(size=150)
+    mine = Bootstrap(values[:, None], num_draws=9999).mean(0)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    length = theirs.high - theirs.low
+    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=0.03 * length)
 
 
 def test_bad_tables_are_named():

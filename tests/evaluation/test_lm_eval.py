@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -302,3 +303,63 @@ def test_a_local_task_runs(folder, tmp_path):
             ]
             right += task["doc_to_choice"][totals.index(max(totals))] == place["answer"]
         assert results[documents] == pytest.approx(right / 3)
+
+
+def _sized(**kwargs):
+    """A data set as RULER makes it: the tokenizer is loaded by the name that the harness gives."""
+    from datasets import Dataset
+    from lm_eval.tasks.ruler.common_utils import get_tokenizer, resolve_tokenizer_name
+
+    tokenizer = get_tokenizer(resolve_tokenizer_name(kwargs))
+    text = "The Seine flows through Paris."
+    size = len(tokenizer(text).input_ids)
+    return {"test": Dataset.from_list([{"text": text, "size": size, "wanted": kwargs["wanted"]}])}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("model", "evaluate"),
+        ("tiny/decoder", "evaluate"),
+        ("model", "task manager"),
+        ("model", "model_args"),
+    ],
+)
+def test_tasks_that_make_their_texts_get_the_decoders_tokenizer(name, way, folder, monkeypatch):
+    pytest.importorskip("lm_eval.tasks.ruler.common_utils")
+    # The index of all the harness's tasks takes a while.
+    bare = partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr("lm_eval.evaluator.TaskManager", bare)
+    init_from = str(folder) if name == "model" else name
+    lm = RefragLM(init_from, device="cpu")
+    task = {
+        "task": "sized",
+        "dataset_path": "",
+        "custom_dataset": _sized,
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{size}}",
+        "generation_kwargs": {"until": [], "max_gen_toks": 2},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    options = {"bootstrap_iters": 0}
+    metadata = {"wanted": 64}
+    if way == "evaluate":
+        found = lm.evaluate([task], metadata=metadata, **options)
+    elif way == "task manager":
+        manager = TaskManager(include_defaults=False, metadata={**lm.metadata, **metadata})
+        found = lm.evaluate([task], task_manager=manager, **options)
+    else:
+        arguments = {"init_from": init_from, "device": "cpu", **lm.metadata}
+        found = simple_evaluate("refrag", arguments, [task], metadata=metadata, **options)
+    (sample,) = found["samples"]["sized"]
+    ids = lm.reader.tokenizer.decoder("The Seine flows through Paris.")["input_ids"]
+    assert (sample["doc"]["size"], sample["doc"]["wanted"]) == (len(ids), 64)
+
+
+def test_the_tokenizer_that_tasks_load_names_no_code():
+    lm = RefragLM("tiny/decoder", device="cpu")
+    lm.reader.tokenizer.decoder.init_kwargs["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
+    with open(f"{lm.metadata['tokenizer']}/tokenizer_config.json") as settings:
+        assert "auto_map" not in json.load(settings)

@@ -60,11 +60,60 @@ def test_rouge_l_by_hand():
     assert rouge_l("", "x") == rouge_l("x", "!") == 0.0
 
 
-def test_match_is_a_substring_of_normal_forms():
-    assert match("It was Charles de Gaulle, in 1958.", "the  charles De Gaulle!") == 1.0
-    assert match("Charles", "Charles de Gaulle") == 0.0
-    # "The" is an empty reference, which stands in no answer but an empty one.
-    assert match("anything", "The") == 0.0 and match("the", "A") == 1.0
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("It was Charles de Gaulle, in 1958.", "the  charles De Gaulle!", 1),
+        ("Charles", "Charles de Gaulle", 0),
+        # Whole words, in whatever script.
+        ("I know nothing", "no", 0),
+        ("No, I do not.", "no", 1),
+        ("It opened in 2010.", "10", 0),
+        ("It opened in 2010.", "201", 0),
+        ("It is 1.5 or 2,500 miles", "5", 0),
+        ("It is 1.5 or 2,500 miles", "2500", 1),
+        ("Mozart", "art", 0),
+        ("река Москварека", "Москва", 0),
+        ("राम रामायण", "रामा", 0),
+        ("राम रामायण", "राम", 1),
+        ("I don't know, it can’t be", "don", 0),
+        ("I don't know, it can’t be", "can", 0),
+        ("I don't know, it can’t be", "can't", 1),
+        # A word ends at a hyphen, a dash, a quote, an apostrophe.
+        ("Einstein's and Planck’s theories", "Einstein", 1),
+        ("Einstein's and Planck’s theories", "Planck", 1),
+        ("A Paris-based firm (Acme/Rome) of 1914-1918", "paris", 1),
+        ("A Paris-based firm (Acme/Rome) of 1914-1918", "Rome", 1),
+        ("A Paris-based firm (Acme/Rome) of 1914-1918", "1918", 1),
+        ("“Paris”—that is,it", "Paris", 1),
+        ("“Paris”—that is,it", "is", 1),
+        ("the river-bed", "riverbed", 1),
+        ("U.S. dollars", "US", 1),
+        ("a bus", "US", 0),
+        # No spaces between words.
+        ("答案是北京。", "北京", 1),
+        ("答案是北京。", "京都", 0),
+        ("嘇1889年完成", "1889", 1),
+        ("嘇1889年完成", "889", 0),
+        ("１８８９年", "1889", 1),
+        ("パリは首都です", "パリ", 1),
+        ("เมืองหลวงคือปารีส", "ปารีส", 1),
+        ("서울입니다", "서울", 1),
+        ("E\u0301mile", "Émile", 1),
+        # "The" is an empty reference, which stands in no answer but an empty one.
+        ("anything", "The", 0),
+        ("the", "A", 1),
+        ("anything", "--", 0),
+        ("-", "'s", 0),
+    ],
+)
+def test_match_is_a_row_of_whole_words(answer, reference, expected):
+    assert match(answer, reference) == expected
+
+
+def test_an_exact_match_is_a_match():
+    for answer, reference in _pairs(200):
+        assert match(answer, reference) >= exact_match(answer, reference)
 
 
 def test_normal_form():
@@ -101,6 +150,11 @@ def test_citations_are_taken_out():
         ["2", "a7", "3"],
     )
     assert split_citations("Paris [2][2, 1]", []) == ("Paris", ["2", "1"])
+    assert split_citations("Paris [1-3] \u30101\u2020source\u3011, `x[4]`.", ["1"]) == (
+        "Paris, `x[4]`.",
+        ["1", "2", "3"],
+    )
+    assert split_citations("Paris [x[1], a]", ["x[1], a"]) == ("Paris", ["x[1], a"])
 
 
 def test_resilience_and_boost_by_hand():

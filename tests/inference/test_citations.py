@@ -22,6 +22,7 @@ def test_the_forms_of_citations():
     assert found("It does [3][1].") == (["3", "1"], ())
     assert found("It does [1, 3; 12].") == (["1", "3", "12"], ())
     assert found("It does [a, b] and [py:list].") == (["a, b", "py:list"], ())
+    assert found("It does [1-3]\u301012\u2020source\u3011.") == (["1", "2", "3", "12"], ())
     assert found("Nothing here.") == ([], ())
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from refrag_lightning.data.questions import Passage, Question
-from refrag_lightning.retrieval import recall
 from refrag_lightning.retrieval.commands_search import index_evaluate
 from refrag_lightning.retrieval.dense import embed_missing, embedder
 from refrag_lightning.retrieval.passages import PassageSplitter
@@ -53,18 +52,22 @@ def test_recall_by_hand(searcher):
     assert (found.num_questions, found.num_without_gold, found.num_not_indexed) == (5, 1, 1)
     assert found.method == "bm25"
     assert found.seconds_per_question > 0
-    for interval in (*found.at.values(), found.mean_reciprocal_rank):
-        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    # Too few for intervals.
+    assert not found.at[1].known and found.num_groups == 5
     assert recall_at(searcher, questions, ks=[1]).at[1] == found.at[1]
 
 
-def test_intervals_are_those_of_a_share():
-    # 300 of 400: by the normal approximation 0.75 +- 1.96 * sqrt(0.75 * 0.25 / 400).
-    values = np.repeat([[1.0, 1.0], [0.0, 1.0]], [300, 100], axis=0)
-    share, sure = recall._bootstrap(values, seed=0)
-    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
-    np.testing.assert_allclose(share, (0.75, 0.75 - half, 0.75 + half), atol=0.005)
-    assert sure == (1.0, 1.0, 1.0)
+def test_intervals_are_those_of_a_share_of_the_gold_passages(tmp_path):
+    # 30 of 40 are found first, by the normal approximation 0.75 +- 1.96 * sqrt(0.75 * 0.25 / 40).
+    texts = {f"t{n}": f"word{n} river" for n in range(40)}
+    searcher = Searcher(store_of(tmp_path / "index", texts), "bm25")
+    asked = [question(f"word{n if n < 30 else 0}", text) for n, text in enumerate(texts.values())]
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 40)
+    found = recall_at(searcher, asked, ks=[1])
+    np.testing.assert_allclose(found.at[1], (0.75, 0.75 - half, 0.75 + half), atol=0.03)
+    # The same passages asked for four times are no more independent than once.
+    again = recall_at(searcher, asked * 4, ks=[1])
+    assert (again.num_questions, again.num_groups, again.at) == (160, 40, found.at)
 
 
 def test_several_searches_share_the_recognised_passages(searcher):
@@ -169,15 +172,14 @@ def test_the_command_without_a_model(searcher, questions_file, tmp_path, capsys)
     assert "bm25" in printed
     assert "fused" not in printed
     assert "questions: 3;" in printed
-    # Two of three, and of the bootstrap's draws of three all from 0 to 3.
     assert "0.667" in printed
-    assert "0.00 to 1.00" in printed
+    assert " to " not in printed and "too few for intervals" in printed
     assert "MRR@2" in printed
     report = json.loads(out.read_text())
     assert report["embedder"] is None
     (row,) = report["results"]
     # a for "river" and c for "sea" come first; b does not hold "lake".
-    assert row["at"]["1"]["value"] == pytest.approx(2 / 3)
+    assert row["at"]["1"] == {"value": pytest.approx(2 / 3), "low": None, "high": None}
     assert row["at"]["2"]["value"] == pytest.approx(2 / 3)
     assert row["num_questions"] == 3
     index_evaluate(searcher.store.uri, [questions_file], limit=1)

@@ -4,11 +4,13 @@ import time
 
 import pytest
 from hypothesis import example, given
+from hypothesis import strategies as st
 
 from refrag_lightning.text.documents import (
     Document,
     DocumentSyntaxError,
     escape,
+    find_citations,
     format,
     parse,
     unescape,
@@ -173,3 +175,74 @@ def test_time_is_linear_in_the_length_whatever_the_text_is(fragment):
             assert time.process_time() - start < 1
     assert seconds[1] < 8
     assert seconds[1] < 30 * max(seconds[0], 0.02)
+
+
+IDS = ["1", "2", "3", "12", "a, b", "py:list", "x[1]", "[draft] notes", "A]", "1–9", "two words"]
+
+
+def cited(answer, ids=IDS):
+    return [(answer[start:end], list(names)) for start, end, names in find_citations(answer, ids)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("It does [2].", [("[2]", ["2"])]),
+        ("[3][1]", [("[3]", ["3"]), ("[1]", ["1"])]),
+        ("[ 1,3; 12 ]", [("[ 1,3; 12 ]", ["1", "3", "12"])]),
+        ("[1-3] [2 – 2], [1—2]", [("[1-3]", [*"123"]), ("[2 – 2]", ["2"]), ("[1—2]", [*"12"])]),
+        ("[1, 2-3, 3]", [("[1, 2-3, 3]", ["1", "2", "3"])]),
+        ("是【1】。【2†L5-L9】", [("【1】", ["1"]), ("【2†L5-L9】", ["2"])]),
+        (
+            "【1、2】［３］【1，１２】",
+            [("【1、2】", [*"12"]), ("［３］", ["3"]), ("【1，１２】", ["1", "12"])],
+        ),
+        ("[[1]] and [[1], 2]", [("[[1]]", ["1"]), ("[1]", ["1"])]),
+        # Ids that hold brackets, commas, dashes, spaces; the longest one is meant.
+        ("[a, b] [two words]", [("[a, b]", ["a, b"]), ("[two words]", ["two words"])]),
+        ("[x[1]] [x[1], 1]", [("[x[1]]", ["x[1]"]), ("[x[1], 1]", ["x[1]", "1"])]),
+        ("[[draft] notes] [A]]", [("[[draft] notes]", ["[draft] notes"]), ("[A]]", ["A]"])]),
+        ("[1–9]", [("[1–9]", ["1–9"])]),
+        # Ids that no document has, beside one that there is, or numbers.
+        ("[2, 9] [7]", [("[2, 9]", [*"29"]), ("[7]", ["7"])]),
+        ("[other, 2]", [("[other, 2]", ["other", "2"])]),
+        ("[2-4]", [("[2-4]", ["2", "3", "4"])]),
+    ],
+)
+def test_citations_are_found(answer, expected):
+    assert cited(answer) == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[note] [a] [] [ , ] [see 2] [-1] [①] [1",
+        "[1\n] 【1] [2】 [1.5] [3-1] [1-] [1-2-3]",
+        "[1-99999] [" + "9" * 5000 + "-" + "9" * 5000 + "]",
+        "`x[1]` and ```\ny[2] = 3\n```",
+        "so:\n```py\nz[1]",
+    ],
+    ids=["words", "unclosed", "long ranges", "code", "open fence"],
+)
+def test_what_is_no_citation(answer):
+    assert cited(answer) == []
+
+
+@given(texts(), st.lists(st.text(min_size=1, max_size=5), max_size=4))
+def test_citations_of_any_id_are_found_in_any_text(text, ids):
+    for start, end, names in find_citations(text, ids):
+        assert 0 <= start < end <= len(text) and names
+    for name in ids:
+        if name.strip() and not set(name) & set("`~") and ids == [name]:
+            ((start, end, names),) = find_citations(f"x [{name}]", ids)
+            assert (start, end, names) == (2, 4 + len(name), (name,))
+
+
+def test_citations_take_linear_time():
+    def seconds(count):
+        begun = time.process_time()
+        find_citations("[[" * count + "[1" * count + "[1, " + "x" * count + "," * count, ["1"])
+        return time.process_time() - begun
+
+    seconds(1000)
+    assert seconds(40_000) < 8 * seconds(10_000) + 0.2

@@ -270,3 +270,27 @@ def test_a_batch_equals_its_texts_one_by_one(text):
 def test_a_lone_surrogate_is_named(name):
     with pytest.raises(ValueError, match=r"'\\ud83d' at character 2 of text 1 is no character"):
         plain(name)(["fine", "ab\ud83d"])
+
+
+@pytest.mark.parametrize("from_end", [False, True], ids=["beginning", "end"])
+@pytest.mark.parametrize("name", DECODERS)
+@given(text=texts(), num_tokens=st.integers(0, 12))
+def test_a_cut_text_never_has_more_tokens(name, from_end, text, num_tokens):
+    tokenizer = plain(name)
+    piece = tokenizer.cut(text, num_tokens, from_end=from_end)
+    assert text.endswith(piece) if from_end else text.startswith(piece)
+    whole, cut = (len(read.ids) for read in tokenizer([text, piece]))
+    assert cut <= num_tokens and (piece == text or cut < whole or not num_tokens)
+
+
+@pytest.mark.parametrize("from_end", [False, True], ids=["beginning", "end"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_cut_text_has_the_number_of_tokens(name, from_end):
+    tokenizer = plain(name)
+    text = (
+        "Unquestionably, the Seine (775 km) flows through Paris; antidisestablishmentarians, too."
+    )
+    for num_tokens in range(len(tokenizer([text])[0].ids) + 1):
+        piece = tokenizer.cut(text, num_tokens, from_end=from_end)
+        assert len(tokenizer([piece])[0].ids) == num_tokens
+    assert tokenizer.cut(text, 1000, from_end=from_end) == text

@@ -169,13 +169,11 @@ def test_a_run_killed_in_mid_epoch_goes_on_from_the_command_line(
     capsys.readouterr()
     main([*fit, "--ckpt_path", str(whole / "checkpoints" / "last.ckpt")])
     assert "nothing was trained: the checkpoint is at step 30" in capsys.readouterr().out
+    changed = [*fit, "--ckpt_path", checkpoint, "--data.init_args.batch_size", "5"]
     with pytest.raises(SystemExit):
-        main([*fit, "--ckpt_path", checkpoint, "--data.init_args.batch_size", "5"])
+        main(changed)
     assert "batch_size 4 -> 5" in capsys.readouterr().err
-    main(
-        [*fit, "--ckpt_path", checkpoint, "--data.init_args.batch_size", "5"]
-        + ["--restart_epoch", "true"]
-    )
+    main([*changed, "--restart_epoch", "true"])
     assert "nothing was trained" not in capsys.readouterr().out
 
 

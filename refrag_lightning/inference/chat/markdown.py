@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from rich.markdown import Heading, Markdown
 from rich.text import Text
 
 from refrag_lightning.plain_text import printable
+from refrag_lightning.text.documents import find_citations
 
 _PARSER = (
     MarkdownIt("commonmark", {"html": False})
@@ -80,7 +81,7 @@ class MarkdownStream:
     Args:
         console: Where to.
         waiting: Stands there until the first text comes.
-        cited: What to set off in the text, such as the citations of documents that there are.
+        ids: Ids of the documents whose citations are set off.
     """
 
     def __init__(
@@ -88,10 +89,10 @@ class MarkdownStream:
         console: Console,
         *,
         waiting: RenderableType = "",
-        cited: re.Pattern[str] | None = None,
+        ids: Collection[str] = (),
     ) -> None:
         self.console = console
-        self.cited = cited
+        self.ids = ids
         self._text = ""
         self._done = 0  # characters of the text in blocks that are printed
         self._kept = 0  # lines of the last block that are printed already
@@ -164,20 +165,19 @@ class MarkdownStream:
         return lines[fixed:]
 
     def _rendered(self, block: str) -> list[Text]:
-        return [*rendered_lines(self.console, block, self.cited)]
+        return [*rendered_lines(self.console, block, self.ids)]
 
 
-def rendered_lines(
-    console: Console, text: str, cited: re.Pattern[str] | None = None
-) -> Iterator[Text]:
+def rendered_lines(console: Console, text: str, ids: Collection[str] = ()) -> Iterator[Text]:
     """The lines of a Markdown text as they stand on a console, blank ones at the ends left out."""
     markdown = AnswerMarkdown(text)
     is_code = bool(markdown.parsed) and markdown.parsed[0].type in _CODE
     lines = []
     for segments in console.render_lines(markdown, pad=False):
         line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
-        if cited is not None and not is_code:
-            line.highlight_regex(cited, "cyan")
+        for start, end, cited in find_citations(line.plain, ids) if ids and not is_code else ():
+            if all(name in ids for name in cited):
+                line.stylize("cyan", start, end)
         lines.append(line)
     while lines and not lines[0].plain.strip():
         lines.pop(0)

@@ -16,7 +16,6 @@ from refrag_lightning.inference.chat.commands import COMMANDS
 from refrag_lightning.inference.chat.markdown import AnswerMarkdown, MarkdownStream
 from refrag_lightning.inference.chat.session import Reply, Session, Turn
 from refrag_lightning.inference.chat.tables import (
-    citation_pattern,
     citations,
     documents_table,
     listed,
@@ -102,8 +101,8 @@ class Screen:
         self._print(Text())
         with MarkdownStream(self.console, waiting=_waiting()) as answer:
             for piece in reply:
-                if answer.cited is None and reply.turn.trace is not None:
-                    answer.cited = citation_pattern(reply.turn.trace)
+                if not answer.ids and reply.turn.trace is not None:
+                    answer.ids = [placed.document.id for placed in reply.turn.trace.placed]
                 answer.write(piece)
 
     def summary(self, turn: Turn) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -18,15 +17,6 @@ from refrag_lightning.text.documents import Document
 _TITLE, _SOURCE = 48, 60
 _ORIGINS = {"store": "stored", "memory": "read before", "encoded": "encoded now", "text": "text"}
 _STATES = {"vector": "cyan", "tokens": "green", "empty": "dim"}
-
-
-def citation_pattern(trace: Trace) -> re.Pattern[str] | None:
-    """What finds citations of a prompt's documents; None if there are none."""
-    ids = sorted((re.escape(p.document.id) for p in trace.placed), key=len, reverse=True)
-    if not ids:
-        return None
-    one = f"(?:{'|'.join(ids)})"
-    return re.compile(rf"\[\s*{one}(?:\s*[,;]\s*{one})*\s*\]")
 
 
 def citations(turn: Turn) -> Group:

@@ -139,13 +139,20 @@ def test_escape_sequences_are_not_obeyed():
     assert "\x1b[2J" not in output and "\x07" not in output and "\x9b" not in output
 
 
-def test_citations_are_set_off_but_not_in_code():
+def test_citations_of_documents_are_set_off_but_not_in_code():
     shown = console(color_system="standard")
-    cited = re.compile(r"\[1\]")
-    (line,) = rendered_lines(shown, "Paris [1], x[2]", cited)
-    assert [(span.start, span.end) for span in line.spans if span.style == "cyan"] == [(6, 9)]
-    (line,) = rendered_lines(shown, "    rows[1]", cited)
-    assert "cyan" not in [span.style for span in line.spans]
+
+    def set_off(text, ids=("1", "2", "4")):
+        return [
+            line.plain[span.start : span.end]
+            for line in rendered_lines(shown, text, ids)
+            for span in sorted(line.spans)
+            if span.style == "cyan"
+        ]
+
+    text = "[1, 2], [2][1], 【4】, [1-2]; [3], [1, 3], [12], [a], [1-4]"
+    assert set_off(text) == ["[1, 2]", "[2]", "[1]", "【4】", "[1-2]"]
+    assert set_off("    rows[1]") == set_off("Paris [1]", ids=()) == []
 
 
 def test_blocks_are_those_of_commonmark():

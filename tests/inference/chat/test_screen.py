@@ -8,7 +8,6 @@ from rich.console import Console
 
 from refrag_lightning.inference.chat.screen import Screen
 from refrag_lightning.inference.chat.session import Session
-from refrag_lightning.inference.chat.tables import citation_pattern
 from refrag_lightning.text.documents import Document
 
 RIVERS = Document(
@@ -172,13 +171,3 @@ def test_the_help_names_every_command(shown):
     shown.screen.help()
     text = shown.look()
     assert all(f"{command.name} " in text for command in COMMANDS)
-
-
-def test_citations_are_found_by_the_ids_that_there_are(session):
-    turn = answered(session)
-    pattern = citation_pattern(turn.trace)
-    text = "Both [1, 2], one [2][1], none [3] and [1, 3], [12], [a]."
-    assert [found[0] for found in pattern.finditer(text)] == ["[1, 2]", "[2]", "[1]"]
-    session.clear(documents=True)
-    list(session.ask("Where?"))
-    assert citation_pattern(session.last.trace) is None
