@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.retrieval.search import Method
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def _size(num_bytes: int) -> str:
 
 
 def _write(file: str, value: dict[str, Any]) -> None:
-    Path(file).write_text(_dumps(value) + "\n", encoding="utf-8")
+    write_text(file, _dumps(value) + "\n")
 
 
 def _dumps(value: Any) -> str:

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.inference.chat.figures import summary
 from refrag_lightning.inference.chat.session import Session, Turn
 
 
 def save(session: Session, path: Path) -> Path:
-    """Writes the conversation.
+    """Writes the conversation, in one step.
 
     Args:
         session: The conversation.
@@ -33,7 +34,7 @@ def save(session: Session, path: Path) -> Path:
         text = json.dumps(as_dict(session), ensure_ascii=False, indent=2) + "\n"
     else:
         text = as_markdown(session)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     session.saved.add(path.resolve())
     return path
 
