@@ -53,7 +53,7 @@ def see_both_ways(encoder: PreTrainedModel) -> PreTrainedModel:
     if not getattr(encoder.config.get_text_config(), "is_causal", True):
         for module in encoder.modules():
             if hasattr(module, "is_causal"):
-                module.is_causal = False
+                module.is_causal = False  # type: ignore[assignment]
     return encoder
 
 
