@@ -187,8 +187,10 @@ def put(new: Path, place: Path) -> None:
     the process is killed just then, `take_away_leftovers` gives it its name back.
     """
     for path in [*(new.rglob("*") if new.is_dir() else ()), new]:
-        if not path.is_symlink():
-            _sync(path)
+        # No links and no pipes, which would be waited for; what was taken over may be anything.
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            with suppress(PermissionError):  # taken over from somebody else
+                _sync(path)
     try:
         os.replace(new, place)
     except OSError as error:
@@ -254,7 +256,8 @@ def _is_unfinished(path: Path) -> bool:
 
 def _is_left(name: str, place: Path) -> bool:
     """Whether a dead writer of `place` gave this name to something beside it."""
-    match = _OWNED.fullmatch(name.removeprefix(_beginning(place)))
+    beginning = _beginning(place)
+    match = _OWNED.fullmatch(name, len(beginning)) if name.startswith(beginning) else None
     if match is None:
         return False
     alive = Process(match[1], int(match[2]), int(match[3])).is_alive()

@@ -254,6 +254,7 @@ def test_a_folder_takes_over_what_it_is_told_to_keep(tmp_path):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("old")
     (place / "link").symlink_to("nowhere")
+    os.mkfifo(place / "pipe")
     with replace_folder(place, keep=lambda name: name != "weights") as part:
         (part / "notes").write_text("new")
         # A writer within a writer writes to the same folder.
@@ -261,7 +262,7 @@ def test_a_folder_takes_over_what_it_is_told_to_keep(tmp_path):
             assert inner == part
         write_text(part / "file", "x")
         assert not [name for name in names(part) if name.startswith(".")]
-    assert names(place) == ["file", "link", "notes", "sub"]
+    assert names(place) == ["file", "link", "notes", "pipe", "sub"]
     assert [(place / name).read_text() for name in ("notes", "sub/deep")] == ["new", "old"]
     assert names(tmp_path) == ["model"]
 
@@ -349,6 +350,7 @@ def test_only_what_dead_writers_of_the_same_place_left_goes(tmp_path):
         f".a.b.{me.host}-{dead.pid}-1-0000.old",
         ".a.0123abcd-1-1-0001.partial",  # on another machine, and not old
         ".a.partial",
+        f"{me.host}-{dead.pid}-1-0000.partial",
         ".a.lock",
     ]
     for name in gone + stays:
