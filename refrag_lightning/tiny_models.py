@@ -207,7 +207,7 @@ def _model(config: PretrainedConfig, *, decoder: bool) -> PreTrainedModel:
 
     with torch.random.fork_rng(devices=[]):
         kind = AutoModelForCausalLM if decoder else AutoModel
-        model = kind.from_config(config, dtype=torch.float32)
+        model = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
     generator = torch.Generator().manual_seed(_SEED)
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)

@@ -16,6 +16,7 @@ from pathlib import Path
 # The package lies beside this folder; it need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.data.overlap import OverlapCheck, table
 from refrag_lightning.plain_text import say
 
@@ -43,7 +44,7 @@ def main(args: list[str] | None = None) -> int:
         text = table((file, check.overlaps(file)) for file in options.train)
         say(text)
         if options.table is not None:
-            options.table.write_text(text + "\n", encoding="utf-8")
+            write_text(options.table, text + "\n")
         if options.clean is not None:
             options.clean.mkdir(parents=True, exist_ok=True)
             for file in options.train:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag_lightning.cache import replace_file
 from refrag_lightning.data.questions import read_passages
 from refrag_lightning.data.rows import Row, field_of, json_rows, text_of
 from refrag_lightning.data.sources import BLANK_LINES
@@ -114,7 +115,9 @@ class OverlapCheck:
         """
         records = left_out = 0
         opened: Any = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "xt", encoding="utf-8") as copy:
+        if path.exists():
+            raise FileExistsError(f"{path} is there already")
+        with replace_file(path) as part, opened(part, "wt", encoding="utf-8") as copy:
             for where, row in json_rows(file):
                 records += 1
                 kept = self._without_shared(where, row)

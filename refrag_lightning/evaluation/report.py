@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag_lightning.cache import replace_file, write_text
 from refrag_lightning.evaluation.gap import Interval
 from refrag_lightning.plain_text import as_json, code_markdown, literal_markdown, one_line
 
@@ -134,7 +135,8 @@ class Plot:
         axes.set(title=self.name, xlabel=self.x, ylabel=self.y)
         if self.series or self.lines:
             axes.legend(fontsize=8)
-        figure.savefig(path, dpi=120)
+        with replace_file(path) as part:
+            figure.savefig(part, dpi=120, format="png")
 
 
 @dataclass
@@ -192,8 +194,8 @@ class Report:
             The files.
         """
         text = as_json(self.data(), indent=1, allow_nan=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        write_text(folder / "report.json", text + "\n")
+        write_text(folder / "report.md", self.markdown())
         for plot in self.plots:
             plot.draw(folder / plot.file)
         names = ["report.json", "report.md", *(plot.file for plot in self.plots)]

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refrag_lightning.cache import beside, cache_dir
 from refrag_lightning.inference.mark import (
     CARD,
     FILES,
@@ -139,7 +139,7 @@ def export_folder(
     """
     from refrag_lightning.inference.card import CardFacts, model_card
     from refrag_lightning.model.base import as_dtype
-    from refrag_lightning.model.files import ordinary_modes, replace_folder
+    from refrag_lightning.model.files import replace_folder
 
     options = options or ExportOptions()
     as_dtype(options.dtype)
@@ -162,7 +162,6 @@ def export_folder(
             notes.append(f"{out / CARD} was changed by hand and stays as it is.")
         else:
             (new / CARD).write_text(card, encoding="utf-8")
-        ordinary_modes(new)
     return notes
 
 
@@ -226,7 +225,11 @@ def _copy(source: Path, new: Path) -> None:
 
     Raises:
         OSError: If a part of it is missing.
+        ValueError: If its index of weights leads out of it.
     """
+    from refrag_lightning.model.files import check_shards
+
+    check_shards(source)
     for path in sorted(source.iterdir()):
         if path.is_dir() and path.name in FOLDERS:
             shutil.copytree(path, new / path.name)
@@ -297,5 +300,5 @@ def _place(out: str | None) -> Iterator[Path]:
     if out is not None:
         yield Path(out).expanduser()
         return
-    with tempfile.TemporaryDirectory(prefix="refrag-export-") as folder:
-        yield Path(folder) / "model"
+    with beside(cache_dir() / "export") as folder:
+        yield folder / "model"

@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from refrag_lightning.cache import sole_writer, write_text
 from refrag_lightning.git_state import git_state
 from refrag_lightning.plain_text import literal_markdown, say
 
@@ -95,12 +96,13 @@ def chain(
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     if unknown := [name for name in only or () if name not in run.stages]:
         raise ValueError(f"{file} has no stage {unknown[0]!r}, only {', '.join(run.stages)}")
-    for name in only or run.stages:
-        if not run.stages[name].done and not run.run(name, deadline=deadline):
-            say(f"time is up in {name}: the same command goes on from there")
-            raise SystemExit(3)
-    path = Path(results) if results else Path(out) / "results.md"
-    path.write_text(run.results(), encoding="utf-8")
+    with sole_writer(Path(out) / "chain.json", advice="wait for its end, or give another --out"):
+        for name in only or run.stages:
+            if not run.stages[name].done and not run.run(name, deadline=deadline):
+                say(f"time is up in {name}: the same command goes on from there")
+                raise SystemExit(3)
+        path = Path(results) if results else Path(out) / "results.md"
+        write_text(path, run.results())
     say(f"results: {path}")
 
 
@@ -166,9 +168,7 @@ class Chain:
         self.out.mkdir(parents=True, exist_ok=True)
         stages = [*map(asdict, self.stages.values()), *self._others]
         text = json.dumps({"stages": stages}, indent=2)
-        new = self._state.with_suffix(".new")
-        new.write_text(text + "\n")
-        new.replace(self._state)
+        write_text(self._state, text + "\n")
 
     def arguments(self, name: str) -> list[str]:
         """A stage's command with everything put in.

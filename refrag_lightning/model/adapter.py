@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from refrag_lightning.model.decoder import word_embeddings
+from refrag_lightning.model.files import check_finite
 
 ADAPTER = "default"
 
@@ -93,7 +94,7 @@ def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
     """Loads an adapter's weights into layers that `add_adapter` made.
 
     Raises:
-        ValueError: The file does not hold exactly these layers.
+        ValueError: The file does not hold exactly these layers, or holds NaN or infinity.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -102,6 +103,7 @@ def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
         key.removeprefix("base_model.model."): value
         for key, value in load_file(folder / "adapter_model.safetensors").items()
     }
+    check_finite(state.items(), what=f"the adapter in {folder}")
     expected = set(_adapter_state(decoder))
     if wrong := sorted(expected.symmetric_difference(state)):
         raise ValueError(

@@ -6,26 +6,21 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from refrag_lightning import hub
+from refrag_lightning.model.files import check_finite, check_shards
 
 
 def build_encoder(config: PretrainedConfig) -> PreTrainedModel:
     """An encoder with random weights, without its pooler."""
-    return see_both_ways(AutoModel.from_config(config, **_encoder_arguments(config)))
+    return see_both_ways(hub.build("AutoModel", config, **_encoder_arguments(config)))
 
 
 def first_layers(config: PretrainedConfig, layers: hub.EncoderLayers) -> PretrainedConfig:
@@ -58,7 +53,7 @@ def see_both_ways(encoder: PreTrainedModel) -> PreTrainedModel:
     if not getattr(encoder.config.get_text_config(), "is_causal", True):
         for module in encoder.modules():
             if hasattr(module, "is_causal"):
-                module.is_causal = False
+                module.is_causal = False  # type: ignore[assignment]
     return encoder
 
 
@@ -88,7 +83,8 @@ def separate_weights(encoder: PreTrainedModel, decoder: PreTrainedModel) -> None
 
 def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
     """A decoder with random weights."""
-    return AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = hub.build("AutoModelForCausalLM", config)
+    return model
 
 
 def load_base(
@@ -112,18 +108,20 @@ def load_base(
         The model, and where it came from.
 
     Raises:
-        ValueError: The model is not of a kind that fits the part, or its file lacks weights.
+        ValueError: The model is not of a kind that fits the part, its file lacks weights or holds
+            NaN or infinity, or its index of weights leads out of the folder.
     """
     layers = name if isinstance(name, hub.EncoderLayers) else None
     name = hub.encoder_name(name)
     source = hub.resolve(name, revision=revision)
-    options: dict[str, Any] = {"trust_remote_code": False}
+    check_shards(Path(source.path))
+    options: dict[str, Any] = {}
     if source.kind == "hub" and source.revision is not None:
         options["revision"] = source.revision
-    config = AutoConfig.from_pretrained(source.path, **options)
-    loader: Any = AutoModelForCausalLM
+    config = hub.load("AutoConfig", source.path, **options)
+    auto = "AutoModelForCausalLM"
     if part == "encoder":
-        loader = AutoModel
+        auto = "AutoModel"
         if config.is_encoder_decoder:
             raise ValueError(f"{name} is an encoder-decoder model; the encoder must be one alone")
         if layers is not None:
@@ -132,7 +130,8 @@ def load_base(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     with quiet():
-        model, info = loader.from_pretrained(
+        model, info = hub.load(
+            auto,
             source.path,
             config=config,
             dtype=dtype,
@@ -148,6 +147,7 @@ def load_base(
         )
     if part == "encoder":
         see_both_ways(model)
+    check_finite(model.named_parameters(), what=name)
     return model.eval(), source
 
 

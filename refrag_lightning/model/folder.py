@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from refrag_lightning.cache import take_away_leftovers
 from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model.adapter import add_adapter, load_adapter, save_adapter
 from refrag_lightning.model.base import (
@@ -51,7 +52,6 @@ AUTO_OPTIONS = (
 )
 ADAPTERS = {"encoder": "encoder_adapter", "decoder": "adapter"}
 """The folder of each part's LoRA."""
-OURS = ("config.json", "generation_config.json", *ADAPTERS.values())
 
 
 class BaseMismatchError(ValueError):
@@ -293,7 +293,7 @@ class FolderMethods(TrainableParts):
         # In place of the folder of this machine that they were loaded from.
         config.encoder_config._name_or_path = config.encoder_name or ""
         config.decoder_config._name_or_path = config.decoder_name or ""
-        with replace_folder(Path(folder), ours=OURS) as new:
+        with replace_folder(Path(folder)) as new:
             write_tensors(
                 saved_tensors(self, full=full), new, dtype=kind, max_shard_size=max_shard_size
             )
@@ -315,6 +315,8 @@ class FolderMethods(TrainableParts):
 
 def _find(name: str, revision: str | None) -> Path:
     folder = Path(name).expanduser()
+    if not folder.is_dir():
+        take_away_leftovers(folder)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from refrag_lightning import hub
+from refrag_lightning.cache import take_away_leftovers
 from refrag_lightning.model.config import RefragConfig
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.model.refrag import RefragModel
@@ -72,6 +72,7 @@ def load(
 def model_folder(name: str | os.PathLike[str]) -> str:
     """The model's folder inside a run folder; any other folder or name as it is."""
     place = Path(name).expanduser()
+    take_away_leftovers(place / "model")
     if not (place / "config.json").is_file() and (place / "model" / "config.json").is_file():
         return str(place / "model")
     return str(place) if place.is_dir() else os.fspath(name)
@@ -84,4 +85,4 @@ def is_refrag(name: str | os.PathLike[str]) -> bool:
         OSError: Nothing is found by that name.
     """
     path = hub.resolve(model_folder(name), weights=False).path
-    return isinstance(AutoConfig.from_pretrained(path), RefragConfig)
+    return isinstance(hub.load("AutoConfig", path), RefragConfig)

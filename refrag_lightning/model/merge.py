@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from refrag_lightning.model.adapter import base_key, merged_state_dict
-from refrag_lightning.model.base import as_dtype
+from refrag_lightning.model.base import as_dtype, build_decoder
 from refrag_lightning.model.decoder import word_embeddings
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _with_weights(
         ready[name] = placed[key]
     config = copy.deepcopy(decoder.config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = build_decoder(config)
     model.load_state_dict(ready, assign=True)
     model.tie_weights()
     _place_buffers(model, decoder)

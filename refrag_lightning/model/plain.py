@@ -27,8 +27,6 @@ from refrag_lightning.model.merge import merged_decoder
 from refrag_lightning.model.reading import DecoderReading
 from refrag_lightning.model.trainable import TrainableParts
 
-OURS = ("config.json", "generation_config.json", "adapter")
-
 
 @dataclass
 class PlainRecord:
@@ -248,7 +246,7 @@ class PlainModel(TrainableParts, Generation, DecoderReading):
             max_shard_size: Largest size of one file.
         """
         whole = merged_decoder(self.decoder, dtype=dtype)
-        with replace_folder(Path(folder), ours=OURS) as new, quiet():
+        with replace_folder(Path(folder)) as new, quiet():
             whole.save_pretrained(new, max_shard_size=max_shard_size)
 
 

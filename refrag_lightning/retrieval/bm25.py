@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from refrag_lightning.cache import beside, put, remove
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +44,6 @@ _STOPWORDS = (
     "swedish",
     "turkish",
 )
-_ABANDONED = 3600.0  # seconds after which a folder that was never finished is taken away
 
 
 class Bm25:
@@ -194,17 +191,11 @@ def _key(table: pa.Table) -> str:
 
 
 def _keep(bm25: Bm25, place: Path) -> None:
-    part = Path(tempfile.mkdtemp(prefix=".bm25-", dir=place.parent))
-    try:
-        # mkdtemp makes a private folder; the result is as readable as the store.
-        part.chmod(place.parent.stat().st_mode & 0o777)
+    # One name for those of all passages, so that each build takes away what any other one left.
+    with beside(place.with_name("bm25")) as part:
+        part.mkdir()
         bm25.save(part)
-        os.rename(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        put(part, place)
     for old in place.parent.glob(f"bm25-{bm25.language}-*"):
         if old != place:
-            shutil.rmtree(old, ignore_errors=True)
-    for part in place.parent.glob(".bm25-*"):
-        if time.time() - part.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(part, ignore_errors=True)
+            remove(old)

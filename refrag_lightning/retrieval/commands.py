@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.plain_text import as_json, one_line, say
 from refrag_lightning.retrieval.search import Method
 
@@ -292,7 +292,7 @@ def _size(num_bytes: int) -> str:
 
 
 def _write(file: str, value: dict[str, Any]) -> None:
-    Path(file).write_text(_dumps(value) + "\n", encoding="utf-8")
+    write_text(file, _dumps(value) + "\n")
 
 
 def _dumps(value: Any) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.retrieval.search import Method
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def index_evaluate(
         results.append(recall_at(searcher, golden, ks))
     _print(results)
     if out is not None:
-        Path(out).write_text(json.dumps(_as_json(results, embed), indent=2) + "\n")
+        write_text(out, json.dumps(_as_json(results, embed), indent=2) + "\n")
 
 
 def _print(results: list[Recall]) -> None:

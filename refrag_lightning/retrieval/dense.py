@@ -179,20 +179,32 @@ class SentenceTransformersEmbedder:
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         try:
-            from sentence_transformers import SentenceTransformer
+            from sentence_transformers import SentenceTransformer, __version__
         except ImportError as error:
             raise ImportError(
                 f"the embedder {name!r} needs sentence-transformers: {_INSTALL}"
             ) from error
+        if int(__version__.partition(".")[0]) < 6:
+            raise ImportError(
+                f"sentence-transformers {__version__} runs Python code from a model's folder "
+                "without asking; install version 6 or later"
+            )
+        from refrag_lightning.model.files import check_finite, check_shards
+
         source = hub.resolve(name)
         from_hub = source.kind == "hub"
         self.name = name
-        self._model = SentenceTransformer(
-            name if from_hub else source.path,
-            revision=source.revision if from_hub else None,
-            device=device,
-            trust_remote_code=False,
-        )
+        check_shards(Path(source.path))
+        with hub.refuse_code(name):
+            self._model = SentenceTransformer(
+                name if from_hub else source.path,
+                revision=source.revision if from_hub else None,
+                device=device,
+                trust_remote_code=False,
+                # The model's sentence_bert_config.json could ask for pickled weights otherwise.
+                model_kwargs={"use_safetensors": True, "weights_only": True},
+            )
+        check_finite(self._model.named_parameters(), what=name)
         length = getattr(self._model, "max_seq_length", None)
         self._key = _short_digest(["sentence-transformers", name, source.revision, length])
 
@@ -298,15 +310,13 @@ def _own_encoder(
 
 def _mean_pooled(name: str, device: str) -> EncoderEmbedder:
     """A sentence-transformers folder that pools by the mean, without that library."""
-    from transformers import AutoTokenizer
-
     from refrag_lightning.model.base import load_base
     from refrag_lightning.text.limits import num_positions
 
     source = hub.resolve(name)
     _check_modules(source)
     encoder, _ = load_base("encoder", name, revision=source.revision)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    tokenizer = hub.load("AutoTokenizer", source.path)
     lengths = [tokenizer.model_max_length, num_positions(encoder.config)]
     settings = _read_json(source, "sentence_bert_config.json") or {}
     if settings.get("max_seq_length"):

@@ -8,12 +8,12 @@ decoder's tokenizer lies in the folder itself, as in every Hugging Face folder.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refrag_lightning.hub import EncoderLayers, encoder_name, resolve
+from refrag_lightning.cache import replace_folder
+from refrag_lightning.hub import EncoderLayers, encoder_name, load, resolve
 from refrag_lightning.text.limits import num_positions
 
 if TYPE_CHECKING:
@@ -29,19 +29,17 @@ def write(
     decoder: PreTrainedTokenizerBase,
     settings: dict[str, Any],
 ) -> None:
-    """Writes both tokenizers and the settings into a folder; other files in it stay."""
-    if encoder is None:
-        for part in (_ENCODER, _DECODER):  # of another tokenizer, which was here before
-            shutil.rmtree(folder / part, ignore_errors=True)
-        decoder.save_pretrained(folder)
-    else:
-        if encoder is decoder:
-            shutil.rmtree(folder / _ENCODER, ignore_errors=True)
+    """Writes both tokenizers and the settings into a folder, in one step; other files stay."""
+    # These two may be of another tokenizer, which was here before.
+    with replace_folder(folder, keep=lambda name: name not in (_ENCODER, _DECODER)) as new:
+        if encoder is None:
+            decoder.save_pretrained(new)
         else:
-            encoder.save_pretrained(folder / _ENCODER)
-        decoder.save_pretrained(folder / _DECODER)
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+            if encoder is not decoder:
+                encoder.save_pretrained(new / _ENCODER)
+            decoder.save_pretrained(new / _DECODER)
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        (new / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read(
@@ -52,18 +50,16 @@ def read(
     Raises:
         FileNotFoundError: If the folder holds no tokenizer of this kind.
     """
-    from transformers import AutoTokenizer
-
     if not (folder / SETTINGS_FILE).is_file():
         found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{str(folder)!r} is no model folder: {found}")
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     if not (folder / _DECODER).is_dir():
-        return None, AutoTokenizer.from_pretrained(folder), settings
-    decoder = AutoTokenizer.from_pretrained(folder / _DECODER)
+        return None, load("AutoTokenizer", folder), settings
+    decoder = load("AutoTokenizer", folder / _DECODER)
     if not (folder / _ENCODER).is_dir():
         return decoder, decoder, settings
-    return AutoTokenizer.from_pretrained(folder / _ENCODER), decoder, settings
+    return load("AutoTokenizer", folder / _ENCODER), decoder, settings
 
 
 def by_name(
@@ -79,15 +75,13 @@ def by_name(
     Raises:
         ModelNotFoundError: If a name is neither a folder, nor an offline copy, nor on the Hub.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    decoder_tokenizer = AutoTokenizer.from_pretrained(resolve(decoder, weights=False).path)
+    decoder_tokenizer = load("AutoTokenizer", resolve(decoder, weights=False).path)
     if encoder is None:
         return None, decoder_tokenizer, None
     encoder = EncoderLayers.parse(encoder)
     path = resolve(encoder_name(encoder), weights=False).path
     tokenizer = decoder_tokenizer
     if not (isinstance(encoder, EncoderLayers) and encoder.layers_of == decoder):
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    positions = num_positions(AutoConfig.from_pretrained(path))
+        tokenizer = load("AutoTokenizer", path)
+    positions = num_positions(load("AutoConfig", path))
     return tokenizer, decoder_tokenizer, min(positions, tokenizer.model_max_length)

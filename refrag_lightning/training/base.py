@@ -40,6 +40,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from refrag_lightning.model.files import check_finite, replace_folder
 from refrag_lightning.model.trainable import TrainableParts
 from refrag_lightning.training.across_ranks import (
     AccumulatedStep,
@@ -127,15 +128,16 @@ class RefragLightningModule(LightningModule):
         raise NotImplementedError
 
     def export(self, folder: Path) -> None:
-        """Writes the model and its tokenizer as one folder for `from_pretrained`.
+        """Writes the model and its tokenizer as one folder for `from_pretrained`, in one step.
 
         Args:
             folder: Where to; may exist.
         """
         assert self.model is not None
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        with replace_folder(folder) as new:
+            self.model.save_pretrained(new)  # type: ignore[operator]
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(new)
 
     def usage(self, folder: Path) -> str:
         """The lines of Python that use an exported `folder`, printed at the end of a run."""
@@ -393,7 +395,10 @@ class RefragLightningModule(LightningModule):
         """Loads what trains; the frozen weights stay as they are.
 
         Raises:
-            ValueError: If `state_dict` is not exactly what trains in this module.
+            ValueError: If `state_dict` is not exactly what trains in this module, or holds NaN or
+                infinity.
         """
         check_trained_state(expected=self.state_dict(), given=state_dict)
+        tensors = ((key, value) for key, value in state_dict.items() if type(value) is Tensor)
+        check_finite(tensors, what="the checkpoint")
         return super().load_state_dict(state_dict, strict=False, assign=assign)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from refrag_lightning.cache import put, remove
 
 
 class Checkpoints(Checkpoint):
@@ -136,31 +136,9 @@ class Checkpoints(Checkpoint):
             return
         partial = Path(f"{path}.partial")
         if trainer.is_global_zero:
-            _remove(partial)
+            remove(partial)
         trainer.strategy.barrier("place for a checkpoint")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
-            _replace(Path(path), partial)
+            put(partial, Path(path))
         trainer.strategy.barrier("checkpoint renamed")
-
-
-def _replace(path: Path, new: Path) -> None:
-    """Puts a file, or a folder of shards, into the place of another."""
-    if not path.is_dir() and not new.is_dir():
-        os.replace(new, path)
-        return
-    # A folder that holds something cannot be replaced in one step: for a moment there is the old
-    # one under another name, and the new one under that of a part.
-    old = path.with_name(f"{path.name}.old")
-    _remove(old)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(new, path)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

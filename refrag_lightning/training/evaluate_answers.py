@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.data.question_batches import AskedQuestion, QuestionBatch, QuestionDataModule
 from refrag_lightning.evaluation.answers import Answers, num_columns
 from refrag_lightning.evaluation.gap import NUM_DRAWS, ValueTable
@@ -164,7 +165,7 @@ class AnswerEvaluation(Evaluation):
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir) / "answers.jsonl"
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-            path.write_text("".join(lines), encoding="utf-8")
+            write_text(path, "".join(lines))
         self.finish(
             answers.report(
                 "Questions answered from compressed documents",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
+from refrag_lightning.cache import replace_folder
 from refrag_lightning.data.resume import ResumableDataModule
 from refrag_lightning.plain_text import say
 from refrag_lightning.training.across_ranks import gather, num_ranks
@@ -106,8 +107,8 @@ class HelloModule(RefragLightningModule):
     def export(self, folder: Path) -> None:
         """Writes the line's two numbers."""
         assert self.model is not None
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.model.state_dict(), folder / "line.pt")
+        with replace_folder(folder) as new:
+            torch.save(self.model.state_dict(), new / "line.pt")
 
     def usage(self, folder: Path) -> str:
         """The line of Python that loads them."""

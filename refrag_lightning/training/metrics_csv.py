@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from refrag_lightning.cache import replace_file
 
 
 class MetricsCSV(Logger):
@@ -88,7 +89,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        lines = file.readlines()
+    # A row that was cut short when the process was killed would be one of other numbers.
+    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
 
 
 def drop_rows(path: Path, *, from_step: int) -> None:
@@ -104,15 +107,12 @@ def drop_rows(path: Path, *, from_step: int) -> None:
     rows = read_rows(path)
     if not rows:
         return
-    # Of a row that was cut short when the process was killed, nothing can be said.
     kept = [r for r in rows if (r.get("step") or "").isdecimal() and int(r["step"]) < from_step]
     _write(path, list(rows[0]), kept)
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replace_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)

@@ -152,7 +152,7 @@ class Mirror(Callback):
                 # Not what is on its way to that name, nor the files of one in shards.
                 if len(parts) == 2 and path.suffix == ".ckpt":
                     found[name] = path
-            elif path.is_file() and not path.is_symlink() and path.suffix != ".partial":
+            elif path.is_file() and not path.is_symlink() and ".partial" not in name:
                 found[name] = path
         return found
 

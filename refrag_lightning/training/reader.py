@@ -16,6 +16,7 @@ from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import is_adapter_key
 from refrag_lightning.model.base import as_dtype
 from refrag_lightning.model.config import RefragConfig
+from refrag_lightning.model.files import replace_folder
 from refrag_lightning.model.load import is_refrag, model_folder
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.saving import SETTINGS_FILE
@@ -245,8 +246,9 @@ class ReaderModule(RefragLightningModule):
             folder: Where to; may exist.
         """
         assert self.model is not None
-        self.model.save_pretrained(folder, **self.export_options)
-        self.tokenizer.save_pretrained(folder)
+        with replace_folder(folder) as new:
+            self.model.save_pretrained(new, **self.export_options)
+            self.tokenizer.save_pretrained(new)
 
     def usage(self, folder: Path) -> str:
         """The lines of Python that use an exported `folder`, printed at the end of a run."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from refrag_lightning.cache import sole_writer
 from refrag_lightning.plain_text import say
 from refrag_lightning.training.remote import fetch_checkpoint, is_address
 from refrag_lightning.training.run_folder import (
@@ -97,16 +99,23 @@ class RunStart:
             return self.given
         return self.folder.shown(LAST)
 
-    def open_folder(self, *, first_rank: bool) -> RunFolder:
+    def open_folder(self, *, first_rank: bool, held: ExitStack) -> RunFolder:
         """The folder, made ready for what is to come.
 
         Args:
             first_rank: Whether this is the rank that writes.
+            held: Takes what keeps other starts away from a folder that they would get too, until
+                the run ends. At an address it keeps away those on this machine.
+
+        Raises:
+            OSError: Another process is writing this run.
         """
         if not first_rank:
             return self.folder or unnamed_folder(self.settings, self.name)
         if self.folder is None:
             return new_folder(self.settings.runs_dir, self.name, suffix=self.suffix)
+        advice = "wait for its end, or give this run another --run_id"
+        held.enter_context(sole_writer(self.folder.local, advice=advice))
         prepare(self.folder, self.own)
         if self.own is not None:
             shown = self.folder.shown(LAST)

@@ -12,7 +12,6 @@ be one that all of them see, or an address.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from refrag_lightning.cache import remove, take_away_leftovers, write_text
 from refrag_lightning.training.metrics_csv import drop_rows
 from refrag_lightning.training.remote import fetch_checkpoint, has_checkpoint
 from refrag_lightning.training.run_folder import RunFolder
@@ -43,9 +43,8 @@ def own_checkpoint(folder: RunFolder) -> Path | None:
     """
     if folder.remote is None:
         path = folder.local / LAST
-        # One in shards has this name while another takes its place.
-        found = [place for place in (path, path.with_name(f"{path.name}.old")) if place.exists()]
-        return found[0] if found else None
+        take_away_leftovers(path)
+        return path if path.exists() else None
     return fetch_checkpoint(folder.shown(LAST)) if has_checkpoint(folder.remote, LAST) else None
 
 
@@ -86,6 +85,9 @@ def prepare(folder: RunFolder, checkpoint: Path | None) -> None:
         # What an earlier attempt left on this machine may be older than what is at the address.
         shutil.rmtree(folder.local, ignore_errors=True)
     folder.local.mkdir(parents=True, exist_ok=True)
+    for unfinished in (folder.local / LAST).parent.glob("*.partial"):
+        remove(unfinished)
+    take_away_leftovers(folder.local / BEST)
     metrics = folder.local / "metrics.csv"
     if checkpoint is None:
         metrics.unlink(missing_ok=True)
@@ -96,7 +98,7 @@ def prepare(folder: RunFolder, checkpoint: Path | None) -> None:
             content = remote.read(name)
             if content is not None:
                 (folder.local / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder.local / name).write_bytes(content)
+                write_text(folder.local / name, content.decode())
     drop_rows(metrics, from_step=read_checkpoint(checkpoint)["global_step"])
 
 
@@ -108,10 +110,8 @@ def mark_finished(folder: RunFolder, trainer: Mapping[str, Any], *, step: int) -
         trainer: The settings of the trainer.
         step: Its optimiser steps.
     """
-    path = folder.local / _FINISHED
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"step": step, "limits": _limits(trainer)}) + "\n")
-    os.replace(partial, path)
+    text = json.dumps({"step": step, "limits": _limits(trainer)})
+    write_text(folder.local / _FINISHED, text + "\n")
 
 
 def finished_step(folder: RunFolder, trainer: Mapping[str, Any]) -> int | None:

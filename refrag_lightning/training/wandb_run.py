@@ -27,6 +27,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.git_state import git_state
 from refrag_lightning.plain_text import say
 from refrag_lightning.training.metrics_csv import read_rows
@@ -212,7 +213,7 @@ class WandbRun(WandbLogger):
             return path.read_text().strip(), True
         run_id = secrets.token_hex(4)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(run_id + "\n")
+        write_text(path, run_id + "\n")
         return run_id, False
 
     def _repeat(self, run: Any) -> None:

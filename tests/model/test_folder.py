@@ -279,3 +279,31 @@ def test_saving_onto_a_file_is_refused(based, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="is a file"):
         based.save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize("part", ["projector", "adapter"])
+def test_weights_that_are_no_numbers_are_refused(based, tmp_path, part):
+    based.set_trainable(["projector", "decoder"], lora={"r": 2})
+    based.save_pretrained(tmp_path)
+    file = "model.safetensors" if part == "projector" else "adapter/adapter_model.safetensors"
+    tensors = load_file(tmp_path / file)
+    name = sorted(tensors)[0]
+    tensors[name][0] = float("nan")
+    save_file(tensors, tmp_path / file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{name.removeprefix('base_model.model.')}' hold NaN"):
+        RefragModel.from_pretrained(tmp_path)
+
+
+def test_files_of_weights_outside_the_folder_are_refused(based, tmp_path):
+    folder = tmp_path / "model"
+    based.save_pretrained(folder, max_shard_size="20KB")
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    RefragModel.from_pretrained(folder)
+    for path in folder.glob("model-*.safetensors"):
+        path.rename(tmp_path / path.name)
+    for wrong in ("../{}", f"{tmp_path}/{{}}"):
+        tensors = {name: wrong.format(file) for name, file in values["weight_map"].items()}
+        index.write_text(json.dumps({**values, "weight_map": tensors}))
+        with pytest.raises(ValueError, match=r"only .* files in the model's own folder are read"):
+            RefragModel.from_pretrained(folder)

@@ -1,12 +1,10 @@
 import math
-import os
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from refrag_lightning.retrieval import bm25
+from refrag_lightning.cache import Process
 from refrag_lightning.retrieval.bm25 import Bm25, searched_text, store_bm25
 from tests.retrieval.stores import put, store_of
 
@@ -103,7 +101,7 @@ def test_saved_scores_are_the_same(tmp_path):
 
 
 def kept(store):
-    return sorted(path.name for path in store.local_path.glob("*bm25-*"))
+    return sorted(path.name for path in store.local_path.glob("*bm25*"))
 
 
 def test_a_store_keeps_its_index(tmp_path, monkeypatch):
@@ -154,13 +152,13 @@ def test_a_save_that_fails_leaves_nothing(error, tmp_path, monkeypatch):
     assert kept(store) == []
 
 
-def test_what_a_kill_left_goes_after_a_while(tmp_path):
+def test_what_a_kill_left_goes_with_the_next_build(tmp_path):
     store = store_of(tmp_path / "index", TEXTS)
-    old, fresh = (store.local_path / name for name in (".bm25-old", ".bm25-fresh"))
-    old.mkdir()
-    fresh.mkdir()
-    long_ago = time.time() - bm25._ABANDONED - 1
-    os.utime(old, (long_ago, long_ago))
+    me = Process.current()
+    killed = f".bm25.{me.host}-{me.pid}-{me.started - 1}-0000.partial"
+    running = f".bm25.{me.host}-{me.pid}-{me.started}-0000.partial"
+    for name in (killed, running):
+        (store.local_path / name).mkdir()
     store_bm25(store)
-    assert kept(store)[0] == ".bm25-fresh"
+    assert kept(store)[0] == running
     assert len(kept(store)) == 2

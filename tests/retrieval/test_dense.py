@@ -231,6 +231,9 @@ def test_sentence_transformers_where_it_is_installed(tiny_cache, monkeypatch):
         def __init__(self, *args, **options):
             calls.append((args, options))
 
+        def named_parameters(self):
+            return [("weight", torch.ones(2))]
+
         def _encode(self, side, texts, options):
             calls.append((side, texts, options))
             return np.ones((len(texts), 2))
@@ -246,12 +249,21 @@ def test_sentence_transformers_where_it_is_installed(tiny_cache, monkeypatch):
 
     fake = ModuleType("sentence_transformers")
     fake.SentenceTransformer = SentenceTransformer
+    fake.__version__ = "5.6.0"
     monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
+    with pytest.raises(ImportError, match=r"5\.6\.0 runs Python code"):
+        embedder("tiny/encoder")
+    fake.__version__ = "6.0.0"
     named = embedder("tiny/encoder", device="cpu")
     assert isinstance(named, SentenceTransformersEmbedder)
     (place,), options = calls.pop()
     assert place == str(tiny_cache["tiny/encoder"])
-    assert options == {"revision": None, "device": "cpu", "trust_remote_code": False}
+    assert options == {
+        "revision": None,
+        "device": "cpu",
+        "trust_remote_code": False,
+        "model_kwargs": {"use_safetensors": True, "weights_only": True},
+    }
     assert named(("a", "b"), query=True).dtype == np.float32
     side, texts, options = calls.pop()
     assert (side, texts) == ("query", ["a", "b"])

@@ -2,7 +2,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from refrag_lightning.training.checkpoints import Checkpoints, _replace
+from refrag_lightning.cache import put
+from refrag_lightning.training.checkpoints import Checkpoints
 from refrag_lightning.training.metrics_csv import MetricsCSV
 from tests.training.toy import ToyDataModule, ToyModule
 
@@ -69,6 +70,6 @@ def test_files_and_folders_take_each_others_place(tmp_path):
 
     for kind in ("file", "folder", "folder", "file", "file"):
         written(kind)
-        _replace(path, new)
+        put(new, path)
         assert path.is_dir() == (kind == "folder")
         assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from refrag_lightning.cli import main
-from refrag_lightning.training.metrics_csv import MetricsCSV, drop_rows
+from refrag_lightning.training.metrics_csv import MetricsCSV, drop_rows, read_rows
 from refrag_lightning.training.mirror import Mirror
 from refrag_lightning.training.remote import (
     RemoteFolder,
@@ -28,6 +28,7 @@ from refrag_lightning.training.remote import (
     is_address,
 )
 from refrag_lightning.training.run_folder import RunSettings, batch_job_id, known_folder
+from refrag_lightning.training.run_start import RunStart
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -623,3 +624,85 @@ def test_a_killed_job_goes_on_from_s3_on_another_machine(work, undisturbed):
             "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "finished.json",
             "metrics.csv", "model/toy.pt",
         ]  # fmt: skip
+
+
+# Two runs with one id
+
+HOLD = """
+import sys
+from pathlib import Path
+from refrag_lightning.cache import sole_writer
+with sole_writer(Path(sys.argv[1]), advice=""):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_second_run_with_the_id_is_refused_until_the_first_is_gone(work, runs_dir, capsys):
+    """The first is another process on this machine; it works in the same local folder."""
+    fit = [*FIT, "--runs_dir", runs_dir, "--trainer.max_steps", "3", "--export", "false"]
+    folder = known_folder(RunSettings(run_id="one", runs_dir=runs_dir), "toy")
+    folder.local.mkdir(parents=True)
+    (folder.local / "metrics.csv").write_text("of the first run")
+    command = [sys.executable, "-c", HOLD, str(folder.local)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(SystemExit) as ended:
+            main(fit)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 1
+        assert f"{folder.local} is being written by process {first.pid} on " in line
+        assert line.endswith("; wait for its end, or give this run another --run_id")
+        assert os.listdir(folder.local) == ["metrics.csv"]
+        assert (folder.local / "metrics.csv").read_text() == "of the first run"
+        # Another id, and another subcommand, have other folders. Further ranks write nothing.
+        start = RunStart(
+            RunSettings(run_id="one", runs_dir=runs_dir),
+            name="toy", subcommand="fit", trainer={}, checkpoint=None,
+        )  # fmt: skip
+        with ExitStack() as held:
+            assert start.open_folder(first_rank=False, held=held) == folder
+        first.kill()
+    main(fit)
+    assert "metrics.csv" in names(folder.shown())
+    assert [path.name for path in folder.local.parent.iterdir() if "lock" in path.name] == []
+
+
+def test_a_run_that_failed_holds_its_folder_no_longer(work, capsys):
+    with pytest.raises(SystemExit):
+        main([*FIT, "--model.nan_at", "2"])
+    assert not list((work / "runs" / "toy").glob(".*"))
+
+
+def test_a_config_that_is_cut_short_by_a_kill_leaves_the_old_one(work):
+    """Lightning writes it in place."""
+    main([*FIT, "--trainer.max_steps", "1", "--export", "false"])
+    config = work / "runs" / "toy" / "one" / "config.yaml"
+    before = config.read_text()
+    assert yaml.safe_load(before)["run_id"] == "one"
+    code = (
+        "import os, signal, sys\n"
+        "from refrag_lightning import cache\n"
+        "cache._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from refrag_lightning.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    fit = [*FIT, "--trainer.max_steps", "2", "--export", "false"]
+    command = [sys.executable, "-c", code, *fit]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert config.read_text() == before
+    assert list(config.parent.parent.glob("**/.*"))
+    main(fit)
+    assert yaml.safe_load(config.read_text())["trainer"]["max_steps"] == 2
+    assert not list(config.parent.parent.glob("**/.*"))
+
+
+def test_a_row_that_a_kill_cut_short_is_not_read(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"epoch,step,loss\r\n0,1,0.5\r\n0,1")  # of step 12
+    assert [row["loss"] for row in read_rows(path)] == ["0.5"]
+    drop_rows(path, from_step=100)
+    assert path.read_bytes() == b"epoch,step,loss\r\n0,1,0.5\r\n"

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from refrag_lightning.cache import write_text
 from refrag_lightning.inference.chat.figures import summary
 from refrag_lightning.inference.chat.session import Session, Turn
 from refrag_lightning.plain_text import as_json, literal_markdown, printable
@@ -14,7 +15,7 @@ _ACTIVE = ("html_block", "html_inline", "image")
 
 
 def save(session: Session, path: Path) -> Path:
-    """Writes the conversation.
+    """Writes the conversation, in one step.
 
     Args:
         session: The conversation.
@@ -36,7 +37,7 @@ def save(session: Session, path: Path) -> Path:
         text = as_json(as_dict(session), indent=2) + "\n"
     else:
         text = as_markdown(session)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     session.saved.add(path.resolve())
     return path
 
