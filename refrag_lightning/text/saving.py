@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refrag_lightning.hub import EncoderLayers, encoder_name, resolve
-from refrag_lightning.text.limits import num_positions
+from refrag_lightning.text.limits import configured_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def by_name(
     Raises:
         ModelNotFoundError: If a name is neither a folder, nor an offline copy, nor on the Hub.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     decoder_tokenizer = AutoTokenizer.from_pretrained(resolve(decoder, weights=False).path)
     if encoder is None:
@@ -89,5 +89,5 @@ def by_name(
     tokenizer = decoder_tokenizer
     if not (isinstance(encoder, EncoderLayers) and encoder.layers_of == decoder):
         tokenizer = AutoTokenizer.from_pretrained(path)
-    positions = num_positions(AutoConfig.from_pretrained(path))
+    positions = configured_positions(path) or tokenizer.model_max_length
     return tokenizer, decoder_tokenizer, min(positions, tokenizer.model_max_length)
