@@ -67,6 +67,7 @@ class TextBatch:
         ids: The texts' ids.
         prompts: What generation starts from, padded on the left, of the examples that have a
             prompt; or None.
+        prompt_ids: The ids of the examples that have a prompt.
         references: The right answers to each prompt.
         num_tokens: Positions that the student's decoder reads, padding not counted.
     """
@@ -81,6 +82,7 @@ class TextBatch:
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
     prompts: RefragBatch | None
+    prompt_ids: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
     num_tokens: int
 
@@ -171,6 +173,7 @@ def collate(
         tasks=tasks,
         ids=tuple(example.id for example in examples),
         prompts=_prompts(examples, tokenizer),
+        prompt_ids=tuple(e.id for e in examples if e.prompt is not None),
         references=tuple(e.references for e in examples if e.prompt is not None),
         num_tokens=int(student["attention_mask"].sum()),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,27 @@ def cached_lengths(
     folder = cache_dir() / "data" / f"lengths-{name}"
     build_folder(folder, lambda part: _measure(contexts, tokenizer, part / _FILE))
     return np.load(folder / _FILE)
+
+
+def first_too_long(
+    contexts: Iterable[Sequence[Example]], tokenizer: RefragTokenizer, window: int
+) -> tuple[str, int] | None:
+    """The first context with an example of more positions than a decoder has.
+
+    Args:
+        contexts: The examples of each context.
+        tokenizer: The tokenizer, at the rate that takes the most positions.
+        window: Positions of the decoder.
+
+    Returns:
+        The example's id and its positions, or None.
+    """
+    for examples in contexts:
+        for example in examples:
+            (length,) = context_lengths([[example]], tokenizer).tolist()
+            if length > window:
+                return example.id, length
+    return None
 
 
 def _measure(contexts: Iterator[Sequence[Example]], tokenizer: RefragTokenizer, path: Path) -> None:

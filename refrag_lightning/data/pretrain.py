@@ -188,7 +188,7 @@ class PretrainDataModule(CorpusDataModule):
             rows = random.permutation(rows)
         tasks = random.choice(len(self.tasks), size=len(rows), p=[*self.tasks.values()])
         names = np.asarray([*self.tasks])[tasks]
-        self._check_line_length(rows, names)
+        self._check_lengths(rows, names)
         samples = [
             Sample("train", number, int(num_rows), str(task))
             for number, (num_rows, task) in enumerate(zip(rows, names, strict=True))
@@ -282,13 +282,20 @@ class PretrainDataModule(CorpusDataModule):
         end = text.after(cuts[-1], self.continuation, "decoder")
         return text.between(cuts[-1], end).strip()
 
-    def _check_line_length(self, rows: np.ndarray, tasks: np.ndarray) -> None:
+    def _check_lengths(self, rows: np.ndarray, tasks: np.ndarray) -> None:
         longest = int(self._lengths(rows, tasks, max(self.tokenizer.rates)).max())
         # Before training: a line that turns out too short would end the run in its last stage.
         if self.line_length is not None and self.line_length < 1.25 * longest:
             raise ValueError(
                 f"line_length ({self.line_length}) must hold the longest training examples, of "
                 f"about {longest} positions, and a quarter more to be safe"
+            )
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        window = getattr(getattr(module, "model", None), "window", None)
+        if window is not None and longest > window:
+            raise ValueError(
+                f"the longest training examples take about {longest} positions, but the decoder "
+                f"has {window}: take fewer rows (max_rows) or a shorter continuation"
             )
 
     def _lengths(self, rows: np.ndarray, tasks: np.ndarray, rate: float) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from refrag_lightning.data.conversations import Conversation, ConversationSource, fill
 from refrag_lightning.data.examples import Example, Reading, TextBatch, collate
-from refrag_lightning.data.lengths import cached_lengths
+from refrag_lightning.data.lengths import cached_lengths, first_too_long
 from refrag_lightning.data.mixture import (
     Context,
     Mixture,
@@ -31,6 +31,7 @@ from refrag_lightning.data.resume import ResumableDataModule
 from refrag_lightning.data.rows import Split
 from refrag_lightning.data.teacher_answers import TeacherAnswers
 from refrag_lightning.data.worker import seeded
+from refrag_lightning.text.documents import Document
 from refrag_lightning.text.segments import Segment, render_chat
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
@@ -182,6 +183,7 @@ class SFTDataModule(ResumableDataModule):
         if self.max_length is not None:
             assert lengths is not None
             parts, lengths = short_ones(parts, lengths, self.max_length)
+        self._check_windows("train", parts)
         if self.num_workers:
             # The workers tokenize; forked after threads were used, they would warn and use one.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -273,7 +275,9 @@ class SFTDataModule(ResumableDataModule):
 
     def _eval_dataloaders(self, split: Split) -> list[DataLoader]:
         parts = self.conversations(split)
-        data = Mixture([contexts_of(part, 1) for part in parts], [1] * len(parts))
+        contexts = [contexts_of(part, 1) for part in parts]
+        self._check_windows(split, contexts)
+        data = Mixture(contexts, [1] * len(parts))
         return [
             self.eval_dataloader(data, partial(self._collate_eval, split=split, compression=rate))
             for rate in self.rates
@@ -367,10 +371,57 @@ class SFTDataModule(ResumableDataModule):
             "questions_per_context": self.questions_per_context,
         }
 
-        def examples(context: Context) -> list[Example]:
-            passages = self.choice.most(as_one(context))
-            return [self.example(conversation, passages) for conversation in context]
-
         # A share of expanded rows is drawn; a cached number must not depend on what was drawn.
         with seeded([self.seed]):
-            return cached_lengths(map(examples, part), self.tokenizer.at(self.rates[0]), key)
+            return cached_lengths(map(self._longest, part), self.tokenizer.at(self.rates[0]), key)
+
+    def _longest(self, context: Context, split: Split = "train") -> list[Example]:
+        """A context's examples with the most passages."""
+        passages = self.choice.most(as_one(context))
+        return [self.example(conversation, passages, split=split) for conversation in context]
+
+    def _check_windows(self, split: Split, parts: Sequence[Sequence[Context]]) -> None:
+        """Refuses what the decoder, or the teacher, has no room for, before anything is learnt.
+
+        Raises:
+            ValueError: A conversation takes more positions, at the smallest rate and with the most
+                passages.
+        """
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        model = getattr(module, "model", None)
+        readers = [("the decoder", model, False)]
+        if self._needs_teacher():
+            teacher = getattr(module, "teacher_model", None) or model
+            readers.append(("the teacher, which reads documents as text,", teacher, True))
+        for name, reader, as_text in readers:
+            window = getattr(reader, "window", None)
+            if window is None:
+                continue
+            # No token has less than a byte, so most need not be rendered and tokenized.
+            contexts = (c for part in parts for c in part if _num_bytes(c) > window)
+            longest = (self._longest(context, split) for context in contexts)
+            if as_text:
+                longest = ([replace(e, expand="all") for e in each] for each in longest)
+            with seeded([self.seed]):
+                found = first_too_long(longest, self.tokenizer.at(self.rates[0]), window)
+            if found is not None:
+                advice = "max_length leaves such conversations out" if split == "train" else ""
+                advice = advice if advice and not as_text else "give shorter or fewer passages"
+                raise ValueError(
+                    f"{split} conversation {found[0]!r} takes {found[1]} positions, but {name} has "
+                    f"{window}: {advice}"
+                )
+
+
+def _num_bytes(context: Context) -> int:
+    """Bytes of a context with everything that is said behind it, and some for the template."""
+    total = 512
+    for conversation in context:
+        for turn in conversation.turns:
+            total += 64
+            for part in turn.content:
+                text = part.text + part.title if isinstance(part, Document) else str(part)
+                total += len(text.encode())
+        for passage in conversation.passages:
+            total += 64 + len((passage.text + passage.title).encode())
+    return total

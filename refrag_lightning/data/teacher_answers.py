@@ -94,6 +94,7 @@ class TeacherAnswers:
     ) -> None:
         from refrag_lightning.model.generation import stop_ids
         from refrag_lightning.model.load import load
+        from refrag_lightning.model.reading import naming_texts
 
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         model, tokenizer = load(self.model, device=device, dtype=dtype)
@@ -111,12 +112,19 @@ class TeacherAnswers:
                     for each in asked
                 )
                 batch = tokenizer.build(texts, text_only=True, padding_side="left")
-                tokens = model.generate(
-                    **batch.to(device),
-                    max_new_tokens=self.max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=stop_ids(model.decoder, end_ids(whole, tokenizer.plain_template)),
-                )
+                names = [
+                    f"conversation {conversation.id!r}, read as text by the teacher {self.model},"
+                    for conversation in conversations[first : first + self.batch_size]
+                ]
+                with naming_texts(names, "give fewer passages or a smaller max_new_tokens"):
+                    tokens = model.generate(
+                        **batch.to(device),
+                        max_new_tokens=self.max_new_tokens,
+                        do_sample=False,
+                        eos_token_id=stop_ids(
+                            model.decoder, end_ids(whole, tokenizer.plain_template)
+                        ),
+                    )
                 for answer in tokenizer.batch_decode(tokens):
                     file.write(json.dumps({"answer": answer.strip()}) + "\n")
                 file.flush()

@@ -39,6 +39,7 @@ from lm_eval.api.registry import register_model
 from refrag_lightning.evaluation.reader import Reader
 from refrag_lightning.evaluation.readings import Reading, documents_of
 from refrag_lightning.model.load import load
+from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.text.documents import Document, Part, parse
 from refrag_lightning.text.segments import Segment, end_ids, render, render_chat
 from refrag_lightning.text.tokenizer import RefragTokenizer
@@ -47,6 +48,9 @@ logger = logging.getLogger("refrag_lightning")
 
 _MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT_MOST = 256
+# As in the harness, of a model that nothing limits.
+_DEFAULT_LENGTH = 2048
+_SHORTER = "give a shorter max_length"
 _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -64,7 +68,8 @@ class RefragLM(LM):
         rate: Tokens a row; the model's own if None.
         batch_size: Texts a batch; `auto` takes 8.
         max_length: Most positions of a text, generated ones counted; what the decoder can read if
-            None. Of a longer context the end is read, and that is said in the log.
+            None (2,048 where nothing limits it). Of a longer context the end is read, and that is
+            said in the log.
         device: Where to run; a GPU where there is one if None.
         dtype: Of the weights; float32 if None.
         max_batch_size: Not read; the harness gives it to every model.
@@ -105,8 +110,7 @@ class RefragLM(LM):
         if self.reading is not None and not self.reader.can_read(self.reading):
             raise ValueError(f"{init_from} cannot read {self.reading.name}: use read='full'")
         self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
-        config: Any = model.decoder.config.get_text_config()
-        self.max_length = int(max_length or config.max_position_embeddings)
+        self.max_length = int(max_length or model.window or _DEFAULT_LENGTH)
         if self.max_length < 4:
             raise ValueError(f"max_length ({max_length}) must be at least 4")
         self._end_ids = _end_of_turn(own_tokenizer)
@@ -225,13 +229,14 @@ class RefragLM(LM):
             ]
             self._say_whether_documents_were_found()
             for places in self._batches(prompts):
-                written = self.reader.answers(
-                    [prompts[place] for place in places],
-                    self._reading(),
-                    end_ids=self._end_ids,
-                    max_new_tokens=asked.max_new_tokens,
-                    **options,
-                )
+                with naming_texts([f"request {numbers[place]}" for place in places], _SHORTER):
+                    written = self.reader.answers(
+                        [prompts[place] for place in places],
+                        self._reading(),
+                        end_ids=self._end_ids,
+                        max_new_tokens=asked.max_new_tokens,
+                        **options,
+                    )
                 for place, answer in zip(places, written, strict=True):
                     answers[numbers[place]] = _until(answer, asked.until)
         return answers
@@ -307,7 +312,8 @@ class RefragLM(LM):
         """Nats of each text's targets, and whether each of them is the most likely token."""
         found: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
         for places in self._batches(texts):
-            batch = self.reader.likelihood([texts[place] for place in places], self._reading())
+            with naming_texts([f"request {place}" for place in places], _SHORTER):
+                batch = self.reader.likelihood([texts[place] for place in places], self._reading())
             hits = (batch.hits_B == batch.targets_B).tolist()
             for place, nats, hit in zip(places, batch.nats_B.tolist(), hits, strict=True):
                 found[place] = (nats, hit)

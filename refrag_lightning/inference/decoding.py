@@ -73,6 +73,8 @@ def decode(
     model.generate(
         **batch,
         max_new_tokens=max_new_tokens,
+        # Each request was looked at with its own number of new tokens.
+        checks_window=False,
         # A decoder's own generation settings do not say how a request is answered.
         do_sample=False,
         num_beams=1,

@@ -71,8 +71,7 @@ class RefragPipeline:
         self.rows: RowReader | None = None
         if isinstance(model, RefragModel):
             self.rows = RowReader(model, tokenizer, store=store, memory_bytes=memory_bytes)
-        config = model.decoder.config.get_text_config()
-        self.window = window or getattr(config, "max_position_embeddings", None)
+        self.window = window or model.window
         self.end_ids = stop_ids(model.decoder, _turn_ends(tokenizer)) or []
         self._prepare = Preparation(
             tokenizer, rows=self.rows, searcher=searcher, window=self.window

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from refrag_lightning.model.decoder import word_embeddings
 from refrag_lightning.model.files import check_finite
@@ -25,8 +28,20 @@ def add_adapter(decoder: PreTrainedModel, lora: dict[str, Any]) -> None:
     Args:
         decoder: The causal language model, or an encoder.
         lora: `r`, `alpha`, `dropout`, `target_modules`, all given.
+
+    Raises:
+        ValueError: peft cannot adapt one of the layers, or the decoder cannot run with it.
     """
-    decoder.add_adapter(_peft_config(decoder, lora), adapter_name=ADAPTER)
+    try:
+        decoder.add_adapter(_peft_config(decoder, lora), adapter_name=ADAPTER)
+        if any(type(layer.base_layer) not in (nn.Linear, Conv1D) for _, layer in _layers(decoder)):
+            _try(decoder)
+    except Exception as error:
+        raise ValueError(
+            f"{type(decoder).__name__} cannot have lora with target_modules "
+            f"({lora['target_modules']!r}) and dropout ({lora['dropout']}): {error}; name other "
+            "target_modules, such as those of its attention"
+        ) from error
     for name, parameter in decoder.named_parameters():
         if is_adapter_key(name):
             parameter.data = parameter.data.float()
@@ -60,14 +75,13 @@ def is_adapter_key(name: str) -> bool:
 
 def base_key(name: str) -> str:
     """A parameter's name as the decoder has it without an adapter."""
-    return name.replace(".base_layer.", ".")
+    return re.sub(r"(\.base_layer)+\.", ".", name)
 
 
 def save_adapter(
     decoder: PreTrainedModel,
     folder: Path,
     *,
-    lora: dict[str, Any],
     base_name: str | None,
     base_revision: str | None,
     dtype: torch.dtype | None = None,
@@ -79,9 +93,9 @@ def save_adapter(
     state = _adapter_state(decoder)
     prefixed = {f"base_model.model.{key}": _for_disk(value, dtype) for key, value in state.items()}
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = _peft_config(decoder, lora)
-    # The modules that "all-linear" stood for, so that peft finds the same ones elsewhere.
-    config.target_modules = set(_adapter_of(decoder).target_modules)
+    # As peft has it, with the layers that "all-linear" stood for, so that it finds the same ones
+    # elsewhere.
+    config = copy.deepcopy(_adapter_of(decoder))
     config.base_model_name_or_path = base_name
     # peft reads this as a Hub revision; a digest of a local copy is none.
     is_commit = base_revision is not None and not base_revision.startswith("sha256:")
@@ -134,18 +148,34 @@ def merged_state_dict(decoder: PreTrainedModel) -> dict[str, Tensor]:
     for name, module in decoder.named_modules():
         if ADAPTER in getattr(module, "lora_embedding_A", ()):
             raise ValueError(f"an adapter on word embeddings ({name}) cannot be merged")
-        if ADAPTER in getattr(module, "lora_A", ()):
-            weight = state[f"{name}.weight"]
-            if weight.data_ptr() == embeddings.data_ptr():
-                raise ValueError(
-                    f"an adapter on a head ({name}) that is tied to the word embeddings cannot be "
-                    "merged"
-                )
-            delta = module.get_delta_weight(ADAPTER)  # type: ignore[operator]
-            merged = (weight.float() + delta.detach().float()).to(weight.dtype)
-            # Off the device: beside the model there may be no room for a second one.
-            state[f"{name}.weight"] = merged.cpu()
+    for name, layer in _layers(decoder):
+        # Experts are one parameter of their module, which has a layer around it for each.
+        key = base_key(f"{name}.{getattr(layer, 'parameter_name', 'weight')}")
+        weight = state[key]
+        if weight.data_ptr() == embeddings.data_ptr():
+            raise ValueError(
+                f"an adapter on a head ({name}) that is tied to the word embeddings cannot be "
+                "merged"
+            )
+        merged = (weight.float() + layer.get_delta_weight(ADAPTER).detach().float()).to(
+            weight.dtype
+        )
+        # Off the device: beside the model there may be no room for a second one.
+        state[key] = merged.cpu()
     return state
+
+
+def _layers(decoder: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """The layers that have LoRA, by name."""
+    for name, module in decoder.named_modules():
+        if ADAPTER in getattr(module, "lora_A", ()):
+            yield name, module
+
+
+@torch.no_grad()
+def _try(decoder: PreTrainedModel) -> None:
+    """Runs the decoder on a few tokens."""
+    decoder(input_ids=torch.arange(2, device=decoder.device)[None])
 
 
 def _adapter_state(decoder: PreTrainedModel) -> dict[str, Tensor]:

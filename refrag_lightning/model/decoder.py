@@ -79,8 +79,8 @@ def apply_head(decoder: PreTrainedModel, hidden: Tensor) -> Tensor:
 
     Includes what some families do behind the linear layer: Cohere multiplies by `logit_scale`,
     Granite and MiniCPM divide by `logits_scaling`, Falcon-H1 multiplies by `lm_head_multiplier`,
-    Gemma caps softly at `final_logit_softcapping`. `check_head` refuses a decoder that does
-    anything else.
+    Gemma caps softly at `final_logit_softcapping`, RecurrentGemma at `logits_soft_cap`.
+    `check_head` refuses a decoder that does anything else.
 
     Args:
         decoder: The causal language model.
@@ -97,8 +97,9 @@ def apply_head(decoder: PreTrainedModel, hidden: Tensor) -> Tensor:
             logits = logits * factor
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if (cap := getattr(config, name, None)) is not None:
+            logits = cap * torch.tanh(logits / cap)
     return logits
 
 

@@ -297,11 +297,10 @@ class FolderMethods(TrainableParts):
             write_tensors(
                 saved_tensors(self, full=full), new, dtype=kind, max_shard_size=max_shard_size
             )
-            for part, lora in config.adapters.items():
+            for part in config.adapters:
                 save_adapter(
                     getattr(self, part),
                     new / ADAPTERS[part],
-                    lora=lora,
                     base_name=getattr(config, f"{part}_name"),
                     base_revision=getattr(config, f"{part}_revision"),
                     dtype=kind,

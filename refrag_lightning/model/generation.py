@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ class Generation(nn.Module):
     """The methods of `RefragModel` and `PlainModel` that generate."""
 
     decoder: Any
+    _check_window: Callable[..., None]
 
     def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Builds the decoder's input; each model has its own."""
@@ -58,13 +59,15 @@ class Generation(nn.Module):
             segment_ids: (B, S); refused.
             options: transformers' own: `max_new_tokens`, `do_sample`, `num_beams`, `streamer`,
                 `stop_strings` (with `tokenizer=`), ... Defaults are the decoder's
-                `generation_config`.
+                `generation_config`. `checks_window=False` leaves it to the caller that every text
+                has room for its new tokens.
 
         Returns:
             The new tokens only, (B, N); or transformers' output object with
             `return_dict_in_generate`.
 
         Raises:
+            TooLongError: A text and `max_new_tokens` take more positions than the decoder has.
             ValueError: Assisted decoding or prompt lookup is asked for, or the batch is packed.
         """
         batch = {
@@ -85,6 +88,9 @@ class Generation(nn.Module):
     def continued(self, batch: Mapping[str, Tensor], options: dict[str, Any]) -> Any:
         """Continues the texts of a batch; `generate` of the models ends here."""
         config = options.get("generation_config") or self.decoder.generation_config
+        if options.pop("checks_window", True):
+            most = options.get("max_new_tokens") or config.max_new_tokens or 1
+            self._check_window({"attention_mask": batch["attention_mask"]}, most)
         for name in ASSISTED:
             if options.get(name) is not None or getattr(config, name, None) is not None:
                 raise ValueError(

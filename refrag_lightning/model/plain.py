@@ -26,6 +26,7 @@ from refrag_lightning.model.generation import Generation
 from refrag_lightning.model.merge import merged_decoder
 from refrag_lightning.model.reading import DecoderReading
 from refrag_lightning.model.trainable import TrainableParts
+from refrag_lightning.text.limits import num_positions
 
 
 @dataclass
@@ -59,6 +60,8 @@ class PlainModel(TrainableParts, Generation, DecoderReading):
         self.decoder = decoder
         self.source = source
         self._record = PlainRecord()
+        self.window = num_positions(self.decoder)
+        self._apart = {}
         self.set_trainable([])
 
     @classmethod

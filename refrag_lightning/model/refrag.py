@@ -26,6 +26,7 @@ from refrag_lightning.model.generation import Generation
 from refrag_lightning.model.projector import Projector
 from refrag_lightning.model.reading import DecoderReading
 from refrag_lightning.model.trainable import requires_gradients
+from refrag_lightning.text.limits import num_positions
 
 BATCH_KEYS = (
     "input_ids",
@@ -93,6 +94,9 @@ class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  
         # Tokens that go through the encoder at once on a CPU; see `run_encoder`.
         self.encoder_max_tokens = 2048
         self._mean_embedding: Tensor | None = None
+        self.window = num_positions(self.decoder)
+        self.encoder_window = num_positions(self.encoder)
+        self._apart = {}
         self.post_init()
 
     def init_weights(self) -> None:
@@ -135,8 +139,18 @@ class RefragModel(FolderMethods, Generation, DecoderReading, PreTrainedModel):  
 
         Returns:
             (C, m, E_row): given states where the mask says so, pooled states elsewhere.
+
+        Raises:
+            ValueError: A sequence is longer than the encoder reads.
         """
         mask_C = batch["row_states_mask"]
+        length = batch["encoder_input_ids"].shape[1]
+        if self.encoder_window is not None and length > self.encoder_window:
+            raise ValueError(
+                f"an encoder sequence has {length} tokens, but the encoder reads "
+                f"{self.encoder_window}: give the tokenizer max_encoder_length "
+                f"({self.encoder_window}), and shorter rows where one alone is longer"
+            )
         # Without gradients to give, nothing is kept for a backward pass.
         with torch.set_grad_enabled(torch.is_grad_enabled() and requires_gradients(self.encoder)):
             states_RTE = run_encoder(

@@ -295,7 +295,7 @@ def _own_encoder(
         raise ValueError(
             "dense search needs a model with an encoder, or the name of an embedding model"
         )
-    from refrag_lightning.retrieval.states import weights_digest
+    from refrag_lightning.retrieval.states import encoder_settings, weights_digest
 
     assert tokenizer.max_encoder_length is not None
     return EncoderEmbedder(
@@ -303,7 +303,7 @@ def _own_encoder(
         tokenizer.encoder,
         name=model.config.encoder_name or "the model's encoder",
         # What was loaded counts, not what the configuration calls it: a folder may move.
-        identity=weights_digest(encoder),
+        identity=[weights_digest(encoder), encoder_settings(encoder)],
         max_length=tokenizer.max_encoder_length,
     )
 
@@ -311,13 +311,16 @@ def _own_encoder(
 def _mean_pooled(name: str, device: str) -> EncoderEmbedder:
     """A sentence-transformers folder that pools by the mean, without that library."""
     from refrag_lightning.model.base import load_base
+    from refrag_lightning.retrieval.states import encoder_settings
     from refrag_lightning.text.limits import num_positions
 
     source = hub.resolve(name)
     _check_modules(source)
     encoder, _ = load_base("encoder", name, revision=source.revision)
     tokenizer = hub.load("AutoTokenizer", source.path)
-    lengths = [tokenizer.model_max_length, num_positions(encoder.config)]
+    lengths = [tokenizer.model_max_length]
+    if (positions := num_positions(encoder)) is not None:
+        lengths.append(positions)
     settings = _read_json(source, "sentence_bert_config.json") or {}
     if settings.get("max_seq_length"):
         lengths.append(settings["max_seq_length"])
@@ -331,7 +334,7 @@ def _mean_pooled(name: str, device: str) -> EncoderEmbedder:
         encoder.to(device),  # type: ignore[arg-type]
         tokenizer,
         name=name,
-        identity=[name, source.revision],
+        identity=[name, source.revision, encoder_settings(encoder)],
         max_length=min(lengths),
         prompts={side: prompt for side, prompt in sides.items() if prompt},
     )

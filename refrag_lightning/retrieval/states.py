@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,37 @@ __all__ = [
     "StoredRows",
     "encode_documents",
     "encode_passages",
+    "encoder_settings",
     "state_key",
     "state_settings",
     "text_key",
     "weights_digest",
 ]
 
+# Of a configuration: names, versions and precision, labels, what is given out, initial values.
+_OTHER_SETTINGS = frozenset(
+    {
+        "architectures",
+        "dtype",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_factor",
+        "initializer_range",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from refrag_lightning.model.refrag import RefragModel
     from refrag_lightning.text.packing import PackedDocument
     from refrag_lightning.text.tokenizer import RefragTokenizer
@@ -35,9 +60,10 @@ if TYPE_CHECKING:
 def state_settings(model: RefragModel, tokenizer: RefragTokenizer) -> dict[str, Any]:
     """Everything that the states of a passage's rows depend on, beside the passage's text.
 
-    Of the encoder that is its weights' digest, rounded to bfloat16: what was loaded counts, and
-    not what the configuration calls it, while an encoder in float32 and the same one in bfloat16
-    share their states, which differ by rounding alone. Training moves many weights by more.
+    Of the encoder that is its configuration and its weights' digest, rounded to bfloat16: what was
+    loaded counts, and not what it is called, while an encoder in float32 and the same one in
+    bfloat16 share their states, which differ by rounding alone. Training moves many weights by
+    more.
 
     Args:
         model: The model.
@@ -52,6 +78,7 @@ def state_settings(model: RefragModel, tokenizer: RefragTokenizer) -> dict[str, 
         "encoder": config.encoder_name,
         "encoder_revision": config.encoder_revision,
         "encoder_type": config.encoder_config.model_type,
+        "encoder_config": encoder_settings(model.encoder),
         "encoder_weights": weights_digest(model.encoder),
         "tokenizer": tokenizer.plain_encoder.fingerprint,
         "special_tokens": [list(assembler.encoder_prefix), list(assembler.encoder_suffix)],
@@ -68,9 +95,26 @@ def state_settings(model: RefragModel, tokenizer: RefragTokenizer) -> dict[str, 
         settings["sentences"] = sentences.VERSION
     if tokenizer.chunk_by == "decoder":
         settings["decoder_tokenizer"] = tokenizer.plain_decoder.fingerprint
-    if config.pooling == "attention":
-        settings["query"] = weights_digest(model.pool)
+    if "encoder" in config.adapters:
+        settings["encoder_lora"] = config.adapters["encoder"]
+    if any(True for _ in model.pool.parameters()):
+        settings["pooling_weights"] = weights_digest(model.pool)
     return settings
+
+
+def encoder_settings(encoder: PreTrainedModel) -> dict[str, Any]:
+    """What an encoder's states depend on, beside what it reads and its weights.
+
+    What differs from its family's defaults, without what a model is called and what only training
+    reads.
+    """
+    settings = {
+        name: value
+        for name, value in encoder.config.to_diff_dict().items()
+        if name not in _OTHER_SETTINGS and "dropout" not in name and not name.startswith("_")
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return plain
 
 
 @torch.no_grad()
@@ -148,10 +192,10 @@ def encode_passages(
 
 
 def weights_digest(module: torch.nn.Module) -> str:
-    """Hex SHA-256 of a module's parameters: names, shapes and values in bfloat16."""
+    """Hex SHA-256 of a module's parameters and buffers: names, shapes and values in bfloat16."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        digest.update(f"{name} {list(parameter.shape)}\n".encode())
-        value = parameter.detach().to(torch.bfloat16).view(torch.int16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        value = tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16)
         digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ class TextTables:
         self._settings = KeyedTable(connection, "settings", _SETTINGS, "name")
         self._by_name: dict[str, KeyedTable] = {}
         self._state_settings: dict[str, Any] = {}  # read once: of one key they never change
+        self._missing: set[str] = set()
 
     def texts(self) -> dict[str, str]:
         """Every distinct text of a passage, by its key."""
@@ -59,12 +61,24 @@ class TextTables:
         if key not in self._state_settings:
             settings = self.get_setting(STATES + key)
             if settings is None:
+                self._warn_of_other_states(key)
                 return [None] * len(texts)
             self._state_settings[key] = settings
         settings = self._state_settings[key]
         wanted = [text_key(text) for text in texts]
         found = dict(stored_rows.read_table(self.states_table(key).lookup(wanted), settings))
         return [found.get(name) for name in wanted]
+
+    def _warn_of_other_states(self, key: str) -> None:
+        """Says once that the states are another model's, or of a time that knew other settings."""
+        if key not in self._missing and self.state_keys():
+            warnings.warn(
+                "the index holds row states, but none of this model at this rate, so documents are "
+                "encoded anew each time: bring it up to date with `python -m refrag_lightning "
+                "index build --index ... --paths ... --model ...`, as it was built",
+                stacklevel=3,
+            )
+        self._missing.add(key)
 
     def state_keys(self) -> list[str]:
         """The keys of the states that are stored."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from refrag_lightning.cache import replace_folder
 from refrag_lightning.hub import EncoderLayers, encoder_name, load, resolve
-from refrag_lightning.text.limits import num_positions
+from refrag_lightning.text.limits import configured_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,5 +83,5 @@ def by_name(
     tokenizer = decoder_tokenizer
     if not (isinstance(encoder, EncoderLayers) and encoder.layers_of == decoder):
         tokenizer = load("AutoTokenizer", path)
-    positions = num_positions(load("AutoConfig", path))
+    positions = configured_positions(path) or tokenizer.model_max_length
     return tokenizer, decoder_tokenizer, min(positions, tokenizer.model_max_length)

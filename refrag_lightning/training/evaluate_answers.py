@@ -20,6 +20,7 @@ from refrag_lightning.evaluation.measures import Entry
 from refrag_lightning.evaluation.metrics import SCORES, answer_scores, split_citations
 from refrag_lightning.evaluation.reader import Banks, Reader, without_end
 from refrag_lightning.evaluation.readings import readings_of
+from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.text.segments import end_ids
 from refrag_lightning.training.evaluation import Evaluation
 
@@ -131,10 +132,12 @@ class AnswerEvaluation(Evaluation):
         columns = []
         for entry in self._entries:
             reader = self._readers[entry.model]
-            found = reader.likelihood(texts, entry.reading, banks=banks, others=batch.others)
+            names = [f"question {question.id!r}, read as {entry.key}," for question in asked]
+            with naming_texts(names, "give fewer passages (num_passages) or other readings"):
+                found = reader.likelihood(texts, entry.reading, banks=banks, others=batch.others)
+                answers = self._answers(entry, batch, banks) if entry.generates else None
             columns += [found.nats_B, found.targets_B, found.positions_B]
-            if entry.generates:
-                answers = self._answers(entry, batch, banks)
+            if answers is not None:
                 columns += list(_scores(answers, asked).unbind(1))
                 for answer, row in zip(answers, written, strict=True):
                     row[entry.key] = answer.strip()

@@ -14,6 +14,7 @@ from refrag_lightning.data.perplexity import Cell, PerplexityDataModule
 from refrag_lightning.evaluation.gap import NUM_DRAWS, ValueTable
 from refrag_lightning.evaluation.perplexity import Grid, perplexity_report
 from refrag_lightning.model.losses import target_losses
+from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.training.evaluation import Evaluation
 
 
@@ -78,7 +79,11 @@ class PerplexityEvaluation(Evaluation):
     def test_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures each text of a batch at each continuation's length."""
         model: Any = self.reader.model
-        hidden_ND = model.hidden(batch.student).flatten(0, 1)
+        task_of_text_B = batch.text_ids.new_zeros(batch.num_texts)
+        tasks = task_of_text_B.scatter(0, batch.text_ids, batch.task_ids).tolist()
+        names = [f"{n} ({batch.tasks[task]})" for n, task in zip(batch.ids, tasks, strict=True)]
+        with naming_texts(names, "ask for smaller contexts or continuations"):
+            hidden_ND = model.hidden(batch.student).flatten(0, 1)
         losses = target_losses(model.head, hidden_ND[batch.predicting], batch.targets)
         # The targets of a text stand side by side: the place of each among them.
         counts_B = torch.bincount(batch.text_ids, minlength=batch.num_texts)
@@ -91,10 +96,9 @@ class PerplexityEvaluation(Evaluation):
             zeros_B = torch.zeros(batch.num_texts, device=nats_P.device)
             columns.append(zeros_B.index_add(0, batch.text_ids, nats_P))
             columns.append(zeros_B.index_add(0, batch.text_ids, kept_P.float()))
-        task_of_text_B = torch.zeros_like(counts_B).scatter(0, batch.text_ids, batch.task_ids)
         index = [
             self.grid.index(batch.tasks[task], batch.compression, int(name.rpartition("-")[2]))
-            for task, name in zip(task_of_text_B.tolist(), batch.ids, strict=True)
+            for task, name in zip(tasks, batch.ids, strict=True)
         ]
         values = torch.stack([column.cpu().double() for column in columns], dim=1)
         self.table.update(torch.tensor(index), values)

@@ -26,10 +26,14 @@ from refrag_lightning.model.generation import stop_ids
 from refrag_lightning.model.load import load
 from refrag_lightning.model.losses import TargetLosses, target_losses
 from refrag_lightning.model.plain import PlainModel
+from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.plain import control_tokens
+from refrag_lightning.training.across_ranks import gather
 from refrag_lightning.training.language_metrics import TargetSums
 from refrag_lightning.training.reader import ReaderModule
+
+_SHORTER = "leave it out (max_length), or give shorter or fewer documents"
 
 
 class LanguageModule(ReaderModule):
@@ -133,6 +137,7 @@ class LanguageModule(ReaderModule):
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """One step of the weighted losses, logged as `train/…`."""
+        self._settle_lines(batch)
         losses = self._losses(batch)
         loss_P, weights_P = self._weighted(batch, losses)
         total = weights_P.sum()
@@ -156,6 +161,15 @@ class LanguageModule(ReaderModule):
     def count_targets(self, batch: TextBatch) -> dict[str, Tensor | float]:
         """The summed weight of a batch's targets."""
         return {"loss": self._weights(batch).sum()}
+
+    def _settle_lines(self, batch: TextBatch) -> None:
+        """Has all ranks find out together whether their decoders keep the texts of a line apart."""
+        sides = [(self.model, batch.student), (self.teacher_model, batch.teacher)]
+        for reader, side in sides:
+            if reader is not None and side is not None:
+                reader.keeps_apart(
+                    side, agree=lambda own: all(gather(own)), warns=self.global_rank == 0
+                )
 
     def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures held-out texts, and generates answers where the batch has prompts."""
@@ -187,12 +201,14 @@ class LanguageModule(ReaderModule):
         )
         if batch.prompts is not None:
             assert self.model is not None
-            tokens = self.model.generate(
-                **batch.prompts,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                eos_token_id=stop_ids(self.model.decoder, self._ends_of_targets(batch)),
-            )
+            names = [f"the prompt of example {name!r}" for name in batch.prompt_ids]
+            with naming_texts(names, "give shorter examples or a smaller max_new_tokens"):
+                tokens = self.model.generate(
+                    **batch.prompts,
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=stop_ids(self.model.decoder, self._ends_of_targets(batch)),
+                )
             answers = [answer.strip() for answer in self.tokenizer.batch_decode(tokens)]
             scores = self.scores[str(batch.compression)]
             assert isinstance(scores, AnswerScores)
@@ -232,7 +248,8 @@ class LanguageModule(ReaderModule):
         """The losses of each target, in one decoder pass a side."""
         model = self.model
         assert model is not None
-        hidden_BSD = model.hidden(batch.student)
+        with naming_texts(_named(batch), _SHORTER):
+            hidden_BSD = model.hidden(batch.student)
         teacher_PD, teacher_head = self._teach(batch)
         return target_losses(
             model.head,
@@ -282,7 +299,8 @@ class LanguageModule(ReaderModule):
                 return teacher.head(hidden_CD)
 
         off = without_adapter(decoder) if self.teacher == "self" else nullcontext()
-        with evaluation_mode(decoder), off:
+        named = naming_texts(_named(batch, "read as text by the teacher"), _SHORTER)
+        with evaluation_mode(decoder), off, named:
             hidden_BSD = _reads_text(teacher, batch.teacher)
         return hidden_BSD.flatten(0, 1).index_select(0, batch.teacher_predicting), head
 
@@ -314,6 +332,11 @@ def _reads_text(model: RefragModel | PlainModel, batch: RefragBatch) -> Tensor:
     """Final states (B, S, D) of texts without slots; the encoder is left alone."""
     embeds_BSD = model.decoder.get_input_embeddings()(batch["input_ids"])
     return model.hidden(batch, inputs_embeds=embeds_BSD)
+
+
+def _named(batch: TextBatch, how: str = "") -> list[str]:
+    """What the batch's texts are called in messages."""
+    return [f"example {name!r}{how and f', {how},'}" for name in batch.ids]
 
 
 def _task_means(values_P: Tensor, task_ids: Tensor, num_tasks: int) -> list[tuple[Tensor, Tensor]]:

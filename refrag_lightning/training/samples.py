@@ -18,6 +18,7 @@ from refrag_lightning.data.rows import Split
 from refrag_lightning.data.sft import SFTDataModule
 from refrag_lightning.evaluation.readings import Reading
 from refrag_lightning.model.generation import stop_ids
+from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.plain_text import printable
 from refrag_lightning.text.batch import RowTrace
 from refrag_lightning.text.segments import Segment, end_ids
@@ -145,12 +146,13 @@ def answered(
             prompts = [example.prompt or () for example in part]
             batch = tokenizer.build(prompts, **how, padding_side="left")
             traces: Sequence[Sequence[RowTrace]] = [()] * len(part) if as_text else batch.trace
-            tokens = model.generate(
-                **batch.to(module.device),
-                max_new_tokens=module.max_new_tokens,
-                do_sample=False,
-                eos_token_id=stop_ids(model.decoder, ends),
-            )
+            with naming_texts([f"example {example.id!r}" for example in part]):
+                tokens = model.generate(
+                    **batch.to(module.device),
+                    max_new_tokens=module.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=stop_ids(model.decoder, ends),
+                )
             answers = tokenizer.batch_decode(tokens)
             for example, answer, trace in zip(part, answers, traces, strict=True):
                 prompt = example.prompt or ()

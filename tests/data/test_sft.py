@@ -341,3 +341,29 @@ def test_a_share_of_the_rows_is_drawn_for_each_context(tokenizer, paragraphs):
         SFTDataModule(paragraphs, expand_share=(0.5, 0.2), tokenizer=tokenizer)
     with pytest.raises(ValueError, match=r"questions_per_context \(0\)"):
         SFTDataModule(paragraphs, questions_per_context=0, tokenizer=tokenizer)
+
+
+def test_what_the_decoder_cannot_read_is_named_before_training(tokenizer, questions, chats):
+    def data(source, window, teacher=None, **options):
+        found = SFTDataModule(source, num_passages=4, **options)
+        module = SimpleNamespace(
+            tokenizer=tokenizer,
+            model=SimpleNamespace(window=window),
+            needs_teacher=teacher is not None,
+            teacher_model=SimpleNamespace(window=teacher),
+        )
+        found.trainer = SimpleNamespace(lightning_module=module, world_size=1, global_rank=0)
+        return found
+
+    for window in (None, 10_000):
+        assert len(data(questions, window).training_data()) == 12
+    message = r"train conversation 'q\d+' takes \d+ positions, but the decoder has 60: max_length"
+    with pytest.raises(ValueError, match=message):
+        data(questions, 60).training_data()
+    with pytest.raises(ValueError, match=r"val conversation 'q\d+' .* give shorter or fewer"):
+        data(questions, 60).val_dataloader()
+    with pytest.raises(ValueError, match="the teacher, which reads documents as text, has 200"):
+        data(questions, 10_000, 200).training_data()
+    with pytest.warns(UserWarning, match="take more than max_length"):
+        left = data(chats, 40, max_length=40).training_data()
+    assert len(left) > 0

@@ -150,3 +150,10 @@ def test_the_data_module_learns_the_teachers_answers(teacher):
     )
     named = SFTDataModule(source, tokenizer=tokenizer, teacher_answers="tiny/decoder")
     assert named.teacher_answers == TeacherAnswers("tiny/decoder")
+
+
+def test_what_the_teacher_has_no_room_for_is_named(conversations, teacher, monkeypatch):
+    monkeypatch.setattr("refrag_lightning.model.plain.num_positions", lambda model: 40)
+    message = rf"conversation '{conversations[0].id}', read as text by the teacher .* has 40: give"
+    with pytest.raises(ValueError, match=message):
+        ask(conversations[:1], teacher)

@@ -363,3 +363,14 @@ def test_the_tokenizer_that_tasks_load_names_no_code():
     lm.reader.tokenizer.decoder.init_kwargs["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
     with open(f"{lm.metadata['tokenizer']}/tokenizer_config.json") as settings:
         assert "auto_map" not in json.load(settings)
+
+
+def test_what_the_decoder_has_no_room_for(monkeypatch):
+    """The model's own window is the default, and a longer `max_length` reads not one more."""
+    monkeypatch.setattr("refrag_lightning.model.plain.num_positions", lambda model: 20)
+    assert RefragLM("tiny/decoder", device="cpu").max_length == 20
+    request = _request("loglikelihood", "The river flows through the town. " * 9, "to the sea")
+    with pytest.raises(ValueError, match=r"request 0 takes .* the decoder has 20: give a shorter"):
+        RefragLM("tiny/decoder", device="cpu", max_length=500).loglikelihood([request])
+    monkeypatch.setattr("refrag_lightning.model.plain.num_positions", lambda model: None)
+    assert RefragLM("tiny/decoder", device="cpu").max_length == 2048

@@ -39,6 +39,13 @@ DECODERS = {
         "sliding_window": 4,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "mixtral": {
+        **SMALL,
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 16,
+    },
     "granite": {**SMALL, "model_type": "granite", "logits_scaling": 8.0},
     "cohere": {**SMALL, "model_type": "cohere", "logit_scale": 0.25},
     "gpt2": {

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from refrag_lightning import RefragModel
 from refrag_lightning.model import PlainModel
+from refrag_lightning.model.adapter import without_adapter
 from refrag_lightning.model.merge import merge_adapter, merged_decoder
 from tests.model.batches import ROWS, TEXTS, make_batch
-from tests.model.conftest import DECODERS, build
+from tests.model.conftest import DECODERS, SMALL, build
 
 
 def with_adapter(model, **lora):
@@ -36,6 +39,44 @@ def test_the_logits_stay(decoder):
     assert (without - expected)[real].abs().max() > 0.1
     assert torch.allclose(logits[real], expected[real], atol=1e-4)
     assert not any(".lora_" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("decoder", ["llama", "mixtral"])
+def test_an_adapter_is_the_same_without_it_from_disk_and_in_peft(decoder, tmp_path):
+    model = with_adapter(build(decoder))
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        expected = model.decoder(ids).logits
+        with without_adapter(model.decoder):
+            base = model.decoder(ids).logits
+        model.save_pretrained(tmp_path, full=True)
+        loaded = RefragModel.from_pretrained(tmp_path)
+        assert torch.equal(loaded.decoder(ids).logits, expected)
+        merge_adapter(loaded)
+        assert torch.allclose(loaded.decoder(ids).logits, expected, atol=1e-4)
+        # A plain decoder with the base's weights, and the adapter as peft itself loads it.
+        plain = build(decoder).decoder
+        assert torch.equal(plain(ids).logits, base)
+        assert not torch.allclose(base, expected, atol=0.1)
+        adapted = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+        assert torch.allclose(adapted(ids).logits, expected, atol=1e-4)
+
+
+def test_a_router_that_cannot_have_lora_is_refused_before_training():
+    size = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model("phimoe", **SMALL | size)
+    decoder = AutoModelForCausalLM.from_config(config)
+    model = PlainModel(decoder)
+    with pytest.raises(ValueError, match=r"PhimoeForCausalLM cannot have lora.*name other"):
+        model.set_trainable(["decoder"], lora={"r": 2})
+    model = PlainModel(AutoModelForCausalLM.from_config(config))
+    model.set_trainable(["decoder"], lora={"r": 2, "target_modules": ["q_proj", "v_proj"]})
+    assert merged_decoder(model.decoder) is not None
+
+
+def test_experts_refuse_dropout_by_name():
+    with pytest.raises(ValueError, match=r"dropout \(0.1\).*ParamWrapper does not work"):
+        with_adapter(build("mixtral"), dropout=0.1)
 
 
 def test_what_is_saved_and_trains_afterwards():

@@ -1,9 +1,13 @@
 """Packed texts, and activation checkpointing: the same logits and gradients as without."""
 
+import warnings
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from refrag_lightning.model import PlainModel, RefragModel
+from refrag_lightning.model.reading import TooLongError, naming_texts
 from refrag_lightning.text.documents import Document
 from refrag_lightning.text.segments import Segment, render
 from refrag_lightning.text.tokenizer import RefragTokenizer
@@ -13,6 +17,48 @@ SENTENCES = (
     "A list is a sequence of objects, and so is a tuple of them.",
     "An expression is evaluated from left to right.",
 )
+
+
+_SIZE = {
+    "vocab_size": 2000,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_OTHER = {
+    "mixtral": {"num_local_experts": 4, "num_key_value_heads": 2},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gemma3": {"num_key_value_heads": 2, "head_dim": 8},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "falcon-alibi": {"alibi": True, "new_decoder_architecture": False},
+    "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 8, "num_key_value_heads": 2},
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+    "recurrent_gemma": {"lru_width": 32, "num_key_value_heads": 1, "num_hidden_layers": 3},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mamba": {"state_size": 4},
+}
+
+
+def random_decoder(family, **options):
+    """A decoder of a family with weights large enough for leaks to show."""
+    values = _SIZE | _OTHER.get(family, {}) | options
+    kind = {"falcon-alibi": "falcon", "gemma3": "gemma3_text"}.get(family, family)
+    if kind in ("gpt2", "xglm", "bloom"):
+        for name in ("intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            values.pop(name)
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values)).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return decoder
 
 
 def segments(number):
@@ -176,3 +222,113 @@ def test_an_attention_without_masks_is_refused_for_shared_contexts(pair):
     model.decoder.config._attn_implementation = "sdpa"
     with pytest.raises(ValueError, match="cannot be continued"):
         model.generate(**batch, max_new_tokens=1)
+
+
+# Families that tell packed texts apart by their positions, and those that do not.
+FAMILIES = {
+    "llama": True,
+    "mixtral": True,
+    "gemma3": True,
+    "gpt2": True,
+    "opt": False,
+    "falcon": False,
+    "falcon-alibi": False,
+    "xglm": False,
+    "biogpt": False,
+    "gpt_oss": False,
+    "lfm2": False,
+    "recurrent_gemma": False,
+    "bloom": False,
+    "mamba": False,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["packed", "shared"])
+def test_no_text_sees_another_in_any_family(family, kind):
+    model = PlainModel(random_decoder(family))
+    model.set_trainable(["decoder"])
+    tokenizer = RefragTokenizer.from_encoder_decoder(None, "tiny/decoder", compression=1)
+    texts, groups = TEXTS[:3], None
+    if kind == "shared":
+        texts, groups = questions(0, SENTENCES), [0, 0, 0]
+    apart = tokenizer.build(texts, text_only=True, padding_side="right")
+    options = {"line_length": 300} if kind == "packed" else {}
+    line = tokenizer.build(texts, text_only=True, padding_side="right", groups=groups, **options)
+    assert len(line["input_ids"]) < len(texts)
+    modes = [module.training for module in model.train().modules()]
+    state = torch.get_rng_state()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        expects_said = not model.keeps_apart(line)
+        model.keeps_apart(line)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    assert len([w for w in said if "would see each other" in str(w.message)]) == expects_said
+    if kind == "packed":
+        assert model.keeps_apart(line) == FAMILIES[family]
+
+    def read(batch):
+        model.eval()
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return output.logits.detach(), output.loss.item(), gradients
+
+    logits, loss, gradients = read(apart)
+    on_line, loss_on_line, gradients_on_line = read(line)
+    owners = line.get("branch_ids", line.get("segment_ids"))
+    for number in range(len(texts)):
+        own = owners == number
+        alone = logits[number, : int(apart["attention_mask"][number].sum())][-int(own.sum()) :]
+        assert (on_line[own] - alone).abs().max() < 1e-5 * alone.abs().max(), number
+    assert loss == pytest.approx(loss_on_line, rel=1e-5)
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max()
+        assert (gradient - gradients_on_line[name]).abs().max() < 1e-3 * scale + 1e-6, name
+
+
+def test_a_few_logits_of_texts_that_are_read_apart():
+    model = PlainModel(random_decoder("opt"))
+    tokenizer = RefragTokenizer.from_encoder_decoder(None, "tiny/decoder", compression=1)
+    line = tokenizer.build(TEXTS[:3], text_only=True, line_length=300)
+    del line["labels"]
+    whole = model(**line).logits
+    places = torch.tensor([1, 5])
+    for kept, expected in ((2, whole[:, -2:]), (places, whole[:, places])):
+        assert torch.allclose(model(**line, logits_to_keep=kept).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_oss", "opt"])
+def test_rounding_is_not_taken_for_a_leak(family, dtype):
+    model = PlainModel(random_decoder(family).to(dtype))
+    batch = {"attention_mask": torch.ones(1, 200), "segment_ids": torch.zeros(1, 200)}
+    assert model.keeps_apart(batch, warns=False) == FAMILIES[family]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_a_text_longer_than_the_decoder_reads_is_named(family):
+    model = PlainModel(random_decoder(family, max_position_embeddings=40))
+    ids = torch.randint(5, 60, (2, 45))
+    mask = torch.ones_like(ids)
+    mask[0, 40:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    batch["position_ids"] = (mask.cumsum(1) - 1).clamp(max=44)
+    message = "text 1 of the batch takes 45 positions, but the decoder has 40"
+    for call in (model, model.hidden):
+        with pytest.raises(TooLongError, match=message):
+            call(**batch) if call is model else call(batch)
+    named = naming_texts(["example 'a'", "example 'b'"], "cut it")
+    with pytest.raises(TooLongError, match=r"example 'b' takes 45 .* 40: cut it"), named:
+        model(**batch)
+    prompts = {name: value[:, :38] for name, value in batch.items()}
+    with pytest.raises(TooLongError, match=r"text 0 .* 38 positions and max_new_tokens \(3\)"):
+        model.generate(**prompts, max_new_tokens=3)
+    assert model.generate(**prompts, max_new_tokens=2, do_sample=False).shape[1] == 2
+    # Lines may be longer than the texts on them.
+    packed = {name: torch.cat([value[:1, :30], value[:1, :30]], 1) for name, value in batch.items()}
+    packed["segment_ids"] = torch.tensor([[0] * 30 + [1] * 30])
+    assert model(**packed).logits.shape[1] == 60

@@ -1,3 +1,6 @@
+import json
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ import torch
 from refrag_lightning.model import RefragModel
 from refrag_lightning.retrieval.keys import state_key, text_key
 from refrag_lightning.retrieval.states import encode_passages, state_settings
+from refrag_lightning.retrieval.store import PassageStore
 from refrag_lightning.retrieval.stored_rows import StoredRows, as_table, read_table
 from refrag_lightning.text.documents import Document
 from refrag_lightning.text.tokenizer import RefragTokenizer
@@ -187,3 +191,46 @@ def test_a_table_of_rows_gives_them_back():
     for name, item in given.items():
         for field in ("states", "ends", "sizes", "lost"):
             np.testing.assert_array_equal(getattr(back[name], field), getattr(item, field))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"layer_norm_eps": 0.1}, False),
+        ({"hidden_act": "relu"}, False),
+        ({"hidden_dropout_prob": 0.3}, True),
+        ({"_name_or_path": "elsewhere"}, True),
+    ],
+    ids=str,
+)
+def test_the_key_holds_the_encoders_configuration(change, same, tmp_path):
+    """The same weights with another layer norm give other states, so they have another key."""
+    model, tokenizer = pair()
+    key, (rows,) = key_of(model, tokenizer), encode_passages(model, tokenizer, TEXTS[:1])
+    model.encoder.save_pretrained(tmp_path)
+    tokenizer.encoder.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    other = RefragModel.from_encoder_decoder(str(tmp_path), "tiny/decoder", compression=4)
+    (its,) = encode_passages(other, tokenizer, TEXTS[:1])
+    settings = state_settings(other, tokenizer)
+    assert settings["encoder_weights"] == state_settings(model, tokenizer)["encoder_weights"]
+    # The name is no part of the key, and where the weights lie is none of the content.
+    settings["encoder_revision"] = model.config.encoder_revision
+    assert np.allclose(rows.states, its.states) == same
+    assert (state_key(settings) == key) == same
+
+
+def test_states_under_another_key_are_not_read_and_it_is_said_once(tmp_path):
+    model, tokenizer = pair()
+    store = PassageStore.create(tmp_path / "index")
+    rows = encode_passages(model, tokenizer, TEXTS[:1])
+    settings = state_settings(model, tokenizer)
+    # As a version wrote them that did not know of the encoder's configuration.
+    old = {name: value for name, value in settings.items() if name != "encoder_config"}
+    store.add_states(state_key(old), old, TEXTS[:1], rows)
+    with pytest.warns(UserWarning, match="index build --index"):
+        assert store.rows(state_key(settings), TEXTS[:1]) == [None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert store.rows(state_key(settings), TEXTS[:1]) == [None]

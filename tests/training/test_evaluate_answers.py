@@ -188,3 +188,12 @@ def test_configurations_run_from_the_command_line(name, folder, tmp_path, monkey
     assert (run / "report.md").is_file() and list(run.glob("*.png"))
     assert "test/nll/rows@8" in (run / "metrics.csv").read_text().splitlines()[0]
     assert str(run / "report.md").removeprefix(f"{tmp_path}/") in capsys.readouterr().out
+
+
+def test_a_question_that_the_decoder_has_no_room_for_is_named(folder, tmp_path, lines, monkeypatch):
+    monkeypatch.setattr("refrag_lightning.model.refrag.num_positions", lambda model: 60)
+    data = QuestionDataModule(JsonLinesQuestions(lines), prompt="{passages}{question}")
+    options = {"readings": ["none", "full"], "generate": ["none"], "max_new_tokens": 4}
+    module = AnswerEvaluation(str(folder), **options)
+    with pytest.raises(ValueError, match=r"question '.', read as full, takes .* decoder has 60: g"):
+        _test(tmp_path, module, data)

@@ -62,3 +62,9 @@ def test_rows_of_a_plain_model_are_refused_and_the_rest_is_measured(tmp_path):
     module = PerplexityEvaluation("tiny/decoder", num_draws=50)
     table = _test(tmp_path, module, _data(readings=["full", "none"]))
     assert table["columns"][1:] == ["none", "full"]
+
+
+def test_a_window_that_the_decoder_has_no_room_for_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("refrag_lightning.model.refrag.num_positions", lambda model: 30)
+    with pytest.raises(ValueError, match=r"window-\d \(full-32\) takes .* the decoder has 30: ask"):
+        _test(tmp_path, PerplexityEvaluation(str(folder), num_draws=50), _data())

@@ -208,6 +208,42 @@ def test_a_frozen_decoder_has_no_dropout_where_activations_are_computed_again(wi
     module.training_step(batch, 0).backward()
 
 
+def test_one_rank_that_sees_a_leak_has_all_ranks_read_texts_apart(monkeypatch):
+    module = build()
+    loss = module.training_step(make(module), 0)
+    packed = make(module, line_length=120)
+    asked = []
+
+    def other_rank_leaks(own):
+        asked.append(own)
+        return [own, False]
+
+    monkeypatch.setattr("refrag_lightning.training.language.gather", other_rank_leaks)
+    with pytest.warns(UserWarning, match="would see each other in LlamaForCausalLM"):
+        torch.testing.assert_close(module.training_step(packed, 0), loss)
+    module.training_step(packed, 1)
+    assert asked == [True]
+    assert not module.model.keeps_apart(packed.student)
+
+
+def test_an_example_that_the_decoder_cannot_read_is_named():
+    module = build(teacher="tiny/decoder", train=["projector", "decoder"])
+    batch = make(module, teacher=True)
+    for model, message in (
+        (module.model, "example '.*' takes .* positions, but the decoder has 9: leave it out"),
+        (module.teacher_model, "example '.*', read as text by the teacher, takes .* has 9"),
+    ):
+        model.window, before = 9, model.window
+        with pytest.raises(ValueError, match=message):
+            module.training_step(batch, 0)
+        model.window = before
+    batch = make(module, teacher=True, prompts=True)
+    module.model.window = int(batch.student["attention_mask"].sum(1).max())
+    with pytest.raises(ValueError, match=r"the prompt of example .* max_new_tokens \(999\) more"):
+        module.max_new_tokens = 999
+        module.validation_step(batch, 0)
+
+
 @pytest.mark.parametrize("line_length", [None, 160])
 def test_kl_to_the_same_decoder_reading_the_text(line_length):
     options = {"train": ["projector", "decoder"], "lora": {"r": 2}}
