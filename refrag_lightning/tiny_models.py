@@ -27,6 +27,7 @@ NAMES = (
     "tiny/decoder",
     "tiny/gemma",
     "tiny/llama3",
+    "tiny/qwen3",
     "tiny/biography-encoder",
     "tiny/biography-decoder",
 )
@@ -62,6 +63,7 @@ def build(name: str, folder: Path) -> None:
         "tiny/decoder": (tiny_tokenizers.decoder, _decoder),
         "tiny/gemma": (tiny_tokenizers.gemma, _gemma),
         "tiny/llama3": (tiny_tokenizers.llama3, _llama3),
+        "tiny/qwen3": (tiny_tokenizers.decoder, _qwen3),
         "tiny/biography-encoder": (tiny_tokenizers.biography_encoder, _biography_encoder),
         "tiny/biography-decoder": (tiny_tokenizers.biography_decoder, _biography_decoder),
     }
@@ -144,6 +146,19 @@ def _llama3(vocab_size: int) -> PretrainedConfig:
         bos_token_id=0,
         eos_token_id=[1, 5],
         pad_token_id=2,
+    )
+
+
+def _qwen3(vocab_size: int) -> PretrainedConfig:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        **_DECODER_SIZES,
+        head_dim=16,
+        vocab_size=vocab_size,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
     )
 
 

@@ -1,4 +1,4 @@
-"""The recipes of SmolLM2, Gemma 3 and Llama 3.2: their YAML files, whole chains, on tiny models.
+"""The recipes of SmolLM2, Gemma 3, Llama 3.2 and Qwen3: their YAML files, whole chains, on tiny models.
 
 Small random models of the same architectures stand for those of the Hub, JSON lines for its data,
 and a stage takes two optimiser steps. All else is as the files say, down to the precision.
@@ -34,6 +34,8 @@ RECIPES = [
     Recipe("smollm2", "tiny/encoder", "tiny/decoder"),
     Recipe("gemma3_1b", "tiny/encoder-cased", "tiny/gemma"),
     Recipe("llama32_1b", "tiny/encoder-cased", "tiny/llama3"),
+    # A causal model is the encoder too.
+    Recipe("qwen3_06b", "tiny/qwen3", "tiny/qwen3"),
 ]
 
 RUN = {

@@ -51,9 +51,8 @@ def num_positions(model: PreTrainedModel) -> int | None:
 def configured_positions(folder: str) -> int | None:
     """`num_positions` of the encoder whose configuration lies in a folder."""
     import torch
-    from transformers import AutoModel
 
-    from refrag_lightning.hub import load
+    from refrag_lightning.hub import build, load
 
     with torch.device("meta"):
-        return num_positions(AutoModel.from_config(load("AutoConfig", folder)))
+        return num_positions(build("AutoModel", load("AutoConfig", folder)))
