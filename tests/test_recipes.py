@@ -1,4 +1,4 @@
-"""The recipes of SmolLM2, Gemma 3, Llama 3.2 and Qwen3: their YAML files, whole chains, on tiny models.
+"""The recipes of SmolLM2, Gemma 3, Llama 3.2 and Qwen3: their files, whole chains, on tiny models.
 
 Small random models of the same architectures stand for those of the Hub, JSON lines for its data,
 and a stage takes two optimiser steps. All else is as the files say, down to the precision.

@@ -288,8 +288,8 @@ def _notes(config: dict[str, Any], *, whole: bool) -> list[str]:
         elif revision.startswith("sha256:"):
             notes.append(
                 f"The base {part} was the offline copy of {name} that the package makes "
-                "(scripts/fetch_models.py); the one of the Hub is refused in its place. A full "
-                "export needs none."
+                "(`python -m refrag_lightning fetch`); the one of the Hub is refused in its place. "
+                "A full export needs none."
             )
     return notes
 
