@@ -94,7 +94,8 @@ class PretrainFormat:
         else:
             prompt = [*parts, f"{instruction}\n"] if instruction else parts
             segments = render(prompt, header=self._header, footer=self._footer)
-            segments.append(Segment(target, "text", train=True))
+            # The same tokens with and without documents before them.
+            segments.append(Segment(target, "text", train=True, after="text"))
         return Example(tuple(segments), task=task, id=id, expand=expand)
 
     @property

@@ -86,10 +86,7 @@ def example_lengths(
 def _positions_around(format: PretrainFormat, task: str, num_documents: int) -> int:
     """Positions of an example beside its documents and its target."""
     tokenizer = format.tokenizer
-    total = len(tokenizer.opening_ids)
-    for segment in format(task, ["x"] * num_documents, "x").segments:
-        if segment.document is None:
-            is_template = segment.kind == "template"
-            read = tokenizer.plain_template if is_template else tokenizer.plain_decoder
-            total += len(read([segment.text])[0].ids)
-    return total
+    segments = format(task, ["x"] * num_documents, "x").segments
+    (tokens,) = tokenizer.decoder_tokens([segments])
+    around = [t.ids for s, t in zip(segments, tokens, strict=True) if s.document is None]
+    return len(tokenizer.opening_ids) + sum(map(len, around))

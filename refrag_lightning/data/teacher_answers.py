@@ -24,7 +24,7 @@ from refrag_lightning.data.questions import Passage
 from refrag_lightning.text.segments import end_ids, render_chat
 
 # Part of the cache's key: raise it when the same model and conversations give other answers.
-_VERSION = 3
+_VERSION = 4
 _MODEL_FILES = (".json", ".safetensors")
 
 

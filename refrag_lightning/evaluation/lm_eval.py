@@ -41,6 +41,7 @@ from refrag_lightning.evaluation.readings import Reading, documents_of
 from refrag_lightning.model.load import load
 from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.text.documents import Document, Part, parse
+from refrag_lightning.text.plain import After
 from refrag_lightning.text.segments import Segment, end_ids, render, render_chat
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
@@ -189,6 +190,9 @@ class RefragLM(LM):
             context, continuation = (str(part) for part in request.args)
             bare = context.rstrip()
             following = Segment(context[len(bare) :] + continuation, "text", train=True)
+            if not bare:
+                # The harness's own models encode it as a text of its own.
+                following = replace(following, after="nothing")
             texts.append(self._fitted([*self._opened(self._segments(bare)), following]))
         self._say_whether_documents_were_found()
         return [(-nats, hit) for nats, hit in self._likelihoods(texts)]
@@ -285,9 +289,8 @@ class RefragLM(LM):
         tokenizer = self.reader.tokenizer
         left = room - len(tokenizer.opening_ids)
         kept: list[Segment] = []
-        for segment in reversed(text):
-            read = tokenizer.plain_template if segment.kind == "template" else None
-            (tokens,) = (read or tokenizer.plain_decoder)([segment.text])
+        (read,) = tokenizer.decoder_tokens([text])
+        for segment, tokens in zip(reversed(text), reversed(read), strict=True):
             size = len(tokens.ids)
             if segment.document is not None and self.reading is not None:
                 at_rate = tokenizer.at(self.reading.rate or tokenizer.compression)
@@ -296,6 +299,9 @@ class RefragLM(LM):
             if size > left and not segment.train:
                 if segment.document is None and left > 0:
                     kept.append(replace(segment, text=segment.text[tokens.starts[-left] :]))
+                # What is read is read as it was in the whole context.
+                if kept:
+                    kept[-1] = replace(kept[-1], after="text")
                 if not self._has_cut:
                     logger.warning(
                         "refrag: of contexts of more than max_length (%d) positions only the end "
@@ -333,17 +339,23 @@ class RefragLM(LM):
         the last one as many as there is room for, as in the harness's own models.
         """
         tokenizer = self.reader.tokenizer
-        tokens = tokenizer.plain_decoder([text])[0]
+        tokens = tokenizer.plain_decoder([text], "nothing")[0]
         room = max(1, self.max_length - 1 - len(tokenizer.opening_ids))
         start = 0
         for first in range(0, len(tokens.ids), room):
             stop = min(first + room, len(tokens.ids))
             end = len(text) if stop == len(tokens.ids) else int(tokens.ends[stop - 1])
-            before = text[int(tokens.starts[max(0, stop - room - 1)]) : start]
+            earliest = max(0, stop - room - 1)
+            before = text[int(tokens.starts[earliest]) : start]
             # Tokens that split one character end together: the others have nothing left to say.
             if end > start:
-                opening = self._opened([Segment(before, "text")] if before else [])
-                yield [*opening, Segment(text[start:end], "text", train=True)]
+                opening: list[Segment] = []
+                if before:
+                    after: After = "text" if earliest else "nothing"
+                    opening = [Segment(before, "text", after=after)]
+                after = "text" if before else "nothing"
+                target = Segment(text[start:end], "text", train=True, after=after)
+                yield [*self._opened(opening), target]
             start = end
 
 

@@ -35,6 +35,7 @@ from refrag_lightning.model import RefragModel
 from refrag_lightning.model.decoder import word_embeddings
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.documents import Document
+from refrag_lightning.text.plain import After
 from refrag_lightning.text.segments import Segment
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
@@ -137,7 +138,8 @@ def read(
         return [_with_documents(text, [""] * len(documents_of(text))) for text in texts]
     if reading.kind in ("cut", "last"):
         cut = _cut_documents(texts, reading, tokenizer)
-        return [_with_documents(t, [cut[d] for d in documents_of(t)]) for t in texts]
+        # Without a space of their own, which would be a token more than the rows have positions.
+        return [_with_documents(t, [cut[d] for d in documents_of(t)], after="text") for t in texts]
     if reading.kind == "other":
         return [
             _with_documents(text, _as_many(strange, len(documents_of(text))))
@@ -289,19 +291,29 @@ def _without_documents(text: Segments) -> list[Segment]:
         # Tokenized as one, as in a training without documents.
         if last is not None and segment.kind == last.kind == "text" and last.train == segment.train:
             segments[-1] = replace(last, text=last.text + segment.text)
+        elif last is None and segment.train and segment is not text[0]:
+            # The same targets with and without documents before them.
+            segments.append(replace(segment, after="text"))
         else:
             segments.append(segment)
     return segments
 
 
-def _with_documents(text: Segments, documents: Sequence[str]) -> list[Segment]:
+def _with_documents(
+    text: Segments, documents: Sequence[str], after: After | None = None
+) -> list[Segment]:
     """A text with its documents' texts replaced, headers and footers as they were."""
     left = iter(documents)
     segments = []
     for segment in text:
         if segment.document is not None:
             new = next(left)
-            segment = replace(segment, text=new, document=replace(segment.document, text=new))
+            segment = replace(
+                segment,
+                text=new,
+                document=replace(segment.document, text=new),
+                after=after or segment.after,
+            )
         segments.append(segment)
     return segments
 

@@ -158,12 +158,9 @@ class Trace:
     def positions_as_text(self) -> int:
         """Positions that the same prompt takes with every document as text."""
         has_template = any(segment.kind == "template" for segment in self.segments)
-        texts = [[s.text for s in self.segments if (s.kind == "template") == t] for t in (0, 1)]
-        return (
-            (0 if has_template else len(self.tokenizer.opening_ids))
-            + sum(len(read.ids) for read in self.tokenizer.plain_decoder(texts[0]))
-            + sum(len(read.ids) for read in self.tokenizer.plain_template(texts[1]))
-        )
+        (tokens,) = self.tokenizer.decoder_tokens([self.segments])
+        opening = 0 if has_template else len(self.tokenizer.opening_ids)
+        return opening + sum(len(read.ids) for read in tokens)
 
     @property
     def tokens_a_second(self) -> float:

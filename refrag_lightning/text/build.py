@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +21,7 @@ from refrag_lightning.text.packing import (
     pack,
     rows_of_tokens,
 )
-from refrag_lightning.text.plain import PlainTokenizer
+from refrag_lightning.text.plain import After, Encoded, PlainTokenizer
 from refrag_lightning.text.segments import Segment
 from refrag_lightning.text.settings import check_choice
 
@@ -113,20 +115,18 @@ class BatchBuilding:
             count = sum(s.document is not None for s in segments[group[0]][:num_shared])
             for number in group[1:]:
                 expanded[number][:count] = expanded[group[0]][:count]
-        plain = self._tokenize(segments, expanded)
-        none = np.zeros(0, dtype=np.int64)
         texts: list[list[Piece]] = []
-        for text, chosen in zip(segments, expanded, strict=True):
+        for text, chosen, read in zip(
+            segments, expanded, self.decoder_tokens(segments, expanded), strict=True
+        ):
             has_template = any(segment.kind == "template" for segment in text)
             pieces: list[Piece] = [] if has_template else [self.opening_ids]
             masks = iter(chosen)
-            for segment in text:
+            for segment, (ids, _, ends) in zip(text, read, strict=True):
                 if segment.document is None:
-                    own = plain[segment.kind == "template", segment.text][0]
-                    pieces.append(TrainedPiece(own) if segment.train else own)
+                    pieces.append(TrainedPiece(ids) if segment.train else ids)
                     continue
                 mask = next(masks)
-                ids, ends = plain[False, segment.text] if mask.any() else (none, none)
                 bounds = documents[index[segment.text]].bounds
                 pieces.append(
                     DocumentPiece(
@@ -189,27 +189,69 @@ class BatchBuilding:
                 )
         return packed
 
-    def _tokenize(
-        self, segments: Sequence[Sequence[Segment]], expanded: Sequence[Sequence[np.ndarray]]
-    ) -> dict[tuple[bool, str], tuple[np.ndarray, np.ndarray]]:
-        """Tokenizes every distinct text once, of the documents only those with expanded rows.
+    def decoder_tokens(
+        self,
+        segments: Sequence[Sequence[Segment]],
+        expanded: Sequence[Sequence[np.ndarray]] | None = None,
+    ) -> list[list[Encoded]]:
+        """The decoder's tokens of each segment, every distinct one read once.
 
-        Returns:
-            (whether it is a template, text) -> ids (N,) and past-last characters (N,).
+        A segment is tokenized apart, as what stands before it has it: an artificial leading space
+        stands at a text's beginning and where the tokenizer puts one behind an added token, and
+        never behind a document, whether that stands as rows or as text.
+
+        Args:
+            segments: The segments of each text.
+            expanded: For each text and document a mask over its rows: one without expanded rows is
+                not tokenized, and has no tokens. All are by default.
         """
-        wanted: dict[bool, dict[str, None]] = {False: {}, True: {}}
-        for text, chosen in zip(segments, expanded, strict=True):
-            masks = iter(chosen)
-            for segment in text:
-                if segment.document is None or next(masks).any():
-                    wanted[segment.kind == "template"][segment.text] = None
-        return {
-            (is_template, text): (encoded.ids, encoded.ends)
-            for is_template, tokenizer in ((False, self.plain_decoder), (True, self.plain_template))
-            for text, encoded in zip(
-                wanted[is_template], tokenizer(list(wanted[is_template])), strict=True
-            )
-        }
+        none = np.zeros(0, dtype=np.int64)
+        found = [[Encoded(none, none, none)] * len(text) for text in segments]
+        wanted = [
+            (place, number)
+            for number, text in enumerate(segments)
+            for place in _read_places(text, None if expanded is None else expanded[number])
+        ]
+        by_place = self.plain_decoder.depends_on_place
+        # What stands before a segment is known when the one before it has been read.
+        turns = groupby(sorted(wanted), key=itemgetter(0)) if by_place else [(0, wanted)]
+        known: dict[tuple[bool, After], dict[str, Encoded]] = {}
+        for _, turn in turns:
+            places: dict[tuple[bool, After], list[tuple[int, int]]] = {}
+            for place, number in turn:
+                segment = segments[number][place]
+                after: After = "text"
+                if by_place:
+                    after = segment.after or self._after(segments[number], found[number], place)
+                places.setdefault((segment.kind == "template", after), []).append((place, number))
+            for (is_template, after), members in places.items():
+                tokenizer = self.plain_template if is_template else self.plain_decoder
+                read = known.setdefault((is_template, after), {})
+                texts = dict.fromkeys(segments[number][place].text for place, number in members)
+                new = [text for text in texts if text not in read]
+                read.update(zip(new, tokenizer(new, after), strict=True))
+                for place, number in members:
+                    found[number][place] = read[segments[number][place].text]
+        return found
+
+    def _after(self, text: Sequence[Segment], read: Sequence[Encoded], place: int) -> After:
+        """What stands before a segment, whose text's tokens are known up to there."""
+        while place and not text[place - 1].text:
+            place -= 1
+        if not place:
+            return "nothing"
+        if text[place - 1].document is not None:
+            return "text"
+        # Both tokenizers know the same added tokens.
+        return self.plain_decoder.behind(read[place - 1])
+
+
+def _read_places(text: Sequence[Segment], expanded: Sequence[np.ndarray] | None) -> Iterator[int]:
+    """The segments of a text that the decoder's tokenizer reads."""
+    masks = iter(expanded or ())
+    for place, segment in enumerate(text):
+        if segment.document is None or expanded is None or next(masks).any():
+            yield place
 
 
 def shared_beginnings(

@@ -4,6 +4,10 @@ A Hugging Face tokenizer reads control strings such as `<|im_end|>` inside a tex
 tokens, and some put a space before the text. Neither may happen to documents and user text, which
 stand in the middle of a prompt. So the tokenizer's backend is copied, without its post-processor,
 and told to treat every control string as ordinary characters; the original is left as it is.
+
+An artificial leading space is kept where the tokenizer itself would put it: at a text's beginning
+and, in some families, behind added tokens. So a prompt without documents has the ids that
+Hugging Face gives it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 
 # How far `PlainTokenizer.cut` looks for a place, in characters, and how many places at once.
 _FAR, _AT_ONCE = 32, 8
+
+
+After = Literal["nothing", "added", "text"]
+"""What stands before a text: nothing, an added token (most are control tokens), or other text."""
 
 
 class Encoded(NamedTuple):
@@ -42,8 +50,8 @@ class PlainTokenizer:
         tokenizer: A Hugging Face tokenizer, fast or slow. A slow one has no offsets; they are
             recovered from decoded prefixes, which takes quadratic time and needs a tokenizer whose
             decoding gives the text back.
-        leading_space: Whether the tokenizer's own artificial space before a text stays
-            (SentencePiece's `▁`, byte-level BPE's `add_prefix_space`).
+        leading_space: Whether the tokenizer's own artificial space (SentencePiece's `▁`,
+            byte-level BPE's `add_prefix_space`) stays before every text, whatever stands before it.
         control: Whether control strings become control tokens. Only for text that we wrote, such
             as the pieces of a chat template.
     """
@@ -62,20 +70,44 @@ class PlainTokenizer:
         self._is_forbidden = np.zeros(max(forbidden, default=-1) + 2, dtype=bool)
         self._is_forbidden[[*forbidden]] = True
         self.unknown_id = tokenizer.unk_token_id
-        self._backend: Tokenizer | None = None
+        self._backends: dict[After, Tokenizer] = {}
+        self._resumes = np.zeros(1, dtype=bool)
         if tokenizer.is_fast:
             state = json.loads(tokenizer.backend_tokenizer.to_str())
             state.update(post_processor=None, truncation=None, padding=None)
-            if not leading_space:
-                state["normalizer"] = _without_leading_space(state["normalizer"])
-                state["pre_tokenizer"] = _without_leading_space(state["pre_tokenizer"])
             for token in state["added_tokens"]:
                 token["special"] = token["special"] or token["id"] in forbidden
-            self._backend = Tokenizer.from_str(json.dumps(state))
-            self._backend.encode_special_tokens = not control
+            states: dict[After, str] = {"nothing": json.dumps(state)}
+            for after in () if leading_space else ("added", "text"):  # type: After
+                for key in ("normalizer", "pre_tokenizer"):
+                    state[key] = _without_leading_space(state[key], after)
+                states[after] = json.dumps(state)
+            made = {text: Tokenizer.from_str(text) for text in states.values()}
+            for backend in made.values():
+                backend.encode_special_tokens = not control
+            self._backends = {after: made[text] for after, text in states.items()}
+            if len(made) > 1 and states["added"] != states["text"]:
+                # Behind a token that is found in the normalized text, no normalizer puts a space.
+                by_normalizer = state["normalizer"] != json.loads(states["added"])["normalizer"]
+                # The unknown token is often an added one too, but stands for any text.
+                model = state["model"]
+                unknown = {self.unknown_id, model.get("unk_id")}
+                if model.get("unk_token") is not None:
+                    unknown.add(tokenizer.backend_tokenizer.token_to_id(model["unk_token"]))
+                ids = [
+                    t["id"]
+                    for t in state["added_tokens"]
+                    if t["id"] not in unknown and not (by_normalizer and t["normalized"])
+                ]
+                self._resumes = np.zeros(max(ids, default=-1) + 2, dtype=bool)
+                self._resumes[ids] = True
 
-    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+    def __call__(self, texts: Sequence[str], after: After = "text") -> list[Encoded]:
         """Returns each text's tokens.
+
+        Args:
+            texts: The texts.
+            after: What stands before each of them. A slow tokenizer's own space stays everywhere.
 
         Raises:
             ValueError: If a text holds a lone surrogate, which no tokenizer can read.
@@ -86,15 +118,20 @@ class PlainTokenizer:
             except UnicodeEncodeError as error:
                 where = f"character {error.start} of text {index}"
                 raise ValueError(f"{text[error.start]!r} at {where} is no character") from None
-        if self._backend is None:
+        if not self._backends:
             encoded = [self._encode_slowly(text) for text in texts]
         else:
+            backend = self._backends.get(after, self._backends["nothing"])
             encoded = [
                 _from_offsets(item.ids, item.offsets)
-                for item in self._backend.encode_batch(list(texts), add_special_tokens=False)
+                for item in backend.encode_batch(list(texts), add_special_tokens=False)
             ]
+            if after == "text":
+                encoded = [self._resumed(t, item) for t, item in zip(texts, encoded, strict=True)]
         if not self._control:
-            encoded = [self._defused(text, item) for text, item in zip(texts, encoded, strict=True)]
+            encoded = [
+                self._defused(text, item, after) for text, item in zip(texts, encoded, strict=True)
+            ]
         return encoded
 
     def cut(self, text: str, num_tokens: int, *, from_end: bool = False) -> str:
@@ -129,10 +166,19 @@ class PlainTokenizer:
         return best
 
     @property
+    def depends_on_place(self) -> bool:
+        """Whether what stands before a text can change its tokens."""
+        return len({id(backend) for backend in self._backends.values()}) > 1
+
+    def behind(self, encoded: Encoded) -> After:
+        """What stands before a text that follows these tokens, which are not none."""
+        return "added" if _is_in(self._resumes, encoded.ids[-1:]).any() else "text"
+
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of what the tokens depend on; a cache of tokens is named by it."""
-        if self._backend is not None:
-            state = self._backend.to_str()
+        if self._backends:
+            state = "".join(dict.fromkeys(b.to_str() for b in self._backends.values()))
         else:
             state = json.dumps([type(self._tokenizer).__qualname__, self._tokenizer.get_vocab()])
         return hashlib.sha256(state.encode()).hexdigest()
@@ -150,12 +196,22 @@ class PlainTokenizer:
         starts = np.concatenate([[0], ends[:-1]])[: len(ends)]
         return Encoded(ids, starts, ends)
 
-    def _defused(self, text: str, encoded: Encoded) -> Encoded:
+    def _resumed(self, text: str, encoded: Encoded) -> Encoded:
+        """Reads what follows a text's first added token as the tokenizer reads it there."""
+        places = np.flatnonzero(_is_in(self._resumes, encoded.ids[:-1]))
+        if not places.size:
+            return encoded
+        cut = int(encoded.ends[places[0]])
+        (rest,) = self([text[cut:]], "added")
+        head = Encoded(*(part[: places[0] + 1] for part in encoded))
+        return _joined([head, rest], [0, cut])
+
+    def _defused(self, text: str, encoded: Encoded, after: After) -> Encoded:
         """Cuts a text inside whatever still reads as control tokens, and tokenizes the parts.
 
         A unigram vocabulary may hold a control string as an ordinary piece.
         """
-        bad = self._is_forbidden[np.minimum(encoded.ids, len(self._is_forbidden) - 1)]
+        bad = _is_in(self._is_forbidden, encoded.ids)
         if not bad.any():
             return encoded
         starts, ends = encoded.starts[bad], encoded.ends[bad]
@@ -167,12 +223,22 @@ class PlainTokenizer:
             )
         # All at once: one cut after another would take quadratic time and deep recursion.
         cuts = [0, *np.unique((starts + ends) // 2).tolist(), len(text)]
-        parts = self([text[start:end] for start, end in pairwise(cuts)])
-        return Encoded(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.starts + cut for part, cut in zip(parts, cuts[:-1], strict=True)]),
-            np.concatenate([part.ends + cut for part, cut in zip(parts, cuts[:-1], strict=True)]),
-        )
+        first, *rest = (text[start:end] for start, end in pairwise(cuts))
+        return _joined([*self([first], after), *self(rest)], cuts[:-1])
+
+
+def _is_in(members: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """(N,) whether each id is a member; the last entry of `members` is for all ids behind."""
+    return members[np.minimum(ids, len(members) - 1)]
+
+
+def _joined(parts: Sequence[Encoded], cuts: Sequence[int]) -> Encoded:
+    """The tokens of a text's parts as those of the text, which was cut at these characters."""
+    return Encoded(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.starts + cut for part, cut in zip(parts, cuts, strict=True)]),
+        np.concatenate([part.ends + cut for part, cut in zip(parts, cuts, strict=True)]),
+    )
 
 
 def _from_offsets(ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
@@ -205,17 +271,21 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
     return tokens
 
 
-def _without_leading_space(component: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Takes the artificial leading space out of a normalizer or pre-tokenizer's settings."""
-    if component is None or component["type"] == "Prepend":
+def _without_leading_space(component: dict[str, Any] | None, after: After) -> dict[str, Any] | None:
+    """Takes out of a normalizer or pre-tokenizer's settings the space that it would not put.
+
+    Behind an added token most put one as at the beginning; only Metaspace knows `first`.
+    """
+    if component is None or (component["type"] == "Prepend" and after == "text"):
         return None
     component = dict(component)
     if component["type"] == "Sequence":
         key = "normalizers" if "normalizers" in component else "pretokenizers"
-        parts = (_without_leading_space(part) for part in component[key])
+        parts = (_without_leading_space(part, after) for part in component[key])
         component[key] = [part for part in parts if part is not None]
     elif component["type"] == "Metaspace":
-        component["prepend_scheme"] = "never"
-    elif component["type"] == "ByteLevel":
+        if after == "text" or component["prepend_scheme"] == "first":
+            component["prepend_scheme"] = "never"
+    elif component["type"] == "ByteLevel" and after == "text":
         component["add_prefix_space"] = False
     return component

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from refrag_lightning.text.documents import Document, Part, parse
-from refrag_lightning.text.plain import PlainTokenizer, control_tokens
+from refrag_lightning.text.plain import After, PlainTokenizer, control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,8 @@ class Segment:
         document: The document that a `document` segment holds.
         train: Whether the decoder is trained to write its tokens; never those of a document, which
             may stand as vectors.
+        after: What stands before it, where that is not the segment before: of a text that was cut,
+            say, or one behind a token that stands for its beginning.
 
     Raises:
         ValueError: If a document is to be trained.
@@ -54,6 +56,7 @@ class Segment:
     kind: Literal["text", "header", "document", "footer", "template"]
     document: Document | None = None
     train: bool = False
+    after: After | None = None
 
     def __post_init__(self) -> None:
         if self.train and self.document is not None:

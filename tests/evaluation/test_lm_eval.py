@@ -1,5 +1,6 @@
 """The adapter for lm-evaluation-harness: a local task, and likelihoods against transformers."""
 
+import copy
 import json
 import logging
 from functools import partial
@@ -16,6 +17,8 @@ from lm_eval.tasks import TaskManager
 
 from refrag_lightning.evaluation.lm_eval import RefragLM
 from refrag_lightning.model.plain import PlainModel
+from refrag_lightning.text.segments import Segment
+from tests.text.spaces import KINDS, spaced
 
 
 def _request(kind, *arguments):
@@ -154,8 +157,8 @@ def test_documents_of_a_long_context_stay_or_go_as_a_whole(folder):
     after = text[place + 1 :]
     behind = int(lm.reader.tokenizer.at(8).build([after])["attention_mask"].sum())
     (packed,) = lm.reader.tokenizer.at(8).pack([first])
-    assert lm._fitted(text, behind + packed.num_rows - 1) == after
-    assert lm._fitted(text, behind + packed.num_rows) == text[place:]
+    for room, kept in ((packed.num_rows - 1, after), (packed.num_rows, text[place:])):
+        assert [s.text for s in lm._fitted(text, behind + room)] == [s.text for s in kept]
 
 
 def test_rolling_likelihood_of_a_long_text_counts_every_token_once():
@@ -374,3 +377,80 @@ def test_what_the_decoder_has_no_room_for(monkeypatch):
         RefragLM("tiny/decoder", device="cpu", max_length=500).loglikelihood([request])
     monkeypatch.setattr("refrag_lightning.model.plain.num_positions", lambda model: None)
     assert RefragLM("tiny/decoder", device="cpu").max_length == 2048
+
+
+@pytest.fixture(
+    scope="module", params=[(*kind, opens) for kind in KINDS for opens in (False, True)]
+)
+def harness(request, tmp_path_factory):
+    """A tiny decoder whose tokenizer puts a space, as ours and as the harness has it."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, way, opens = request.param
+    tokenizer = spaced(model, way, opens=opens)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
+    decoder = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape, **heads)
+    )
+    folder = tmp_path_factory.mktemp("decoders") / way
+    decoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    theirs = HFLM(pretrained=decoder.eval(), tokenizer=tokenizer, batch_size=1, device="cpu")
+    return RefragLM(str(folder), device="cpu"), theirs, opens
+
+
+def test_likelihoods_are_the_harness_own(harness):
+    ours, theirs, opens = harness
+    pairs = [
+        ("the river", " flows through"),
+        ("the town ", "by"),
+        ("", "the town"),
+        ("", " the town"),
+        (" ", "the town"),
+        ("a town<br>", "the river<br>the town"),
+        ("user\nthe river", " flows\nassistant"),
+    ]
+    requests = [_request("loglikelihood", *pair) for pair in pairs]
+
+    def straddles(context, continuation):
+        own = theirs.tokenizer
+        before, whole = (own(text)["input_ids"] for text in (context, context + continuation))
+        return whole[: len(before)] != before
+
+    # A context of white space alone leaves its model without a token to predict from.
+    kept = [r for r in requests if (opens or r.args[0] != " ") and not straddles(*r.args)]
+    assert len(kept) >= 4
+    wanted = theirs.loglikelihood(kept, disable_tqdm=True)
+    got = ours.loglikelihood(kept)
+    assert [nats for nats, _ in got] == pytest.approx([nats for nats, _ in wanted], abs=1e-4)
+    assert [hit for _, hit in got] == [hit for _, hit in wanted]
+    if not opens:
+        # Where it does open texts with a token, it has that token written too.
+        text = [_request("loglikelihood_rolling", "the river flows by the town")]
+        assert ours.loglikelihood_rolling(text) == pytest.approx(
+            theirs.loglikelihood_rolling(text, disable_tqdm=True), abs=1e-4
+        )
+
+
+def test_stretches_of_a_text_have_the_tokens_of_the_whole(harness):
+    ours, _, _ = harness
+    text = " the river has no boat at all"
+    (whole,) = ours.reader.tokenizer.plain_decoder([text], "nothing")
+    lm = copy.copy(ours)
+    lm.max_length = 5 + len(lm.reader.tokenizer.opening_ids)
+    pieces = list(lm._stretches(text))
+    assert len(pieces) > 2
+    written = []
+    for piece in pieces:
+        (read,) = lm.reader.tokenizer.decoder_tokens([piece])
+        written += read[-1].ids.tolist()
+        assert sum(len(r.ids) for r in read) <= 5
+    assert written == whole.ids.tolist()
+    # What is left of a long context has the tokens that it has in the whole.
+    left = lm._fitted([Segment(text, "text"), Segment(" by", "text", train=True)])
+    (read,) = lm.reader.tokenizer.decoder_tokens([left])
+    both = [*whole.ids, *lm.reader.tokenizer.plain_decoder([" by"])[0].ids]
+    assert [i for r in read for i in r.ids] == both[-5:]

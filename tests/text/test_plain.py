@@ -19,6 +19,7 @@ from refrag_lightning.text.alignment import anchors
 from refrag_lightning.text.plain import PlainTokenizer
 from tests.strategies import CONTROL_STRINGS, INJECTIONS, texts
 from tests.text.loading import DECODERS, ENCODERS, hugging_face, plain
+from tests.text.spaces import KINDS, said, spaced
 
 
 def control_ids(name):
@@ -127,6 +128,64 @@ def test_the_artificial_leading_space_is_off(scheme):
     assert kept[:2] == [[9], [9, 3, 9]]
     assert PlainTokenizer(tokenizer)(texts)[1].ends.tolist() == [1, 2, 4]
     assert PlainTokenizer(tokenizer, leading_space=True)(texts)[1].ends.tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("text", ["the river", " the", "  the<br>river<br> a", "<br>the", "\n", ""])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_hugging_faces_wherever_a_text_stands(kind, text):
+    tokenizer = spaced(*kind)
+    plain = PlainTokenizer(tokenizer)
+
+    def own(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    assert plain([text], "nothing")[0].ids.tolist() == own(text)
+    assert plain([text], "added")[0].ids.tolist() == own("<s>" + text)[1:]
+    assert plain([text], "added")[0].ids.tolist() == own("<br>" + text)[1:]
+    (inside,) = plain([text])
+    before, found, behind = text.partition("<br>")
+    assert inside.ids.tolist() == [
+        *plain([before])[0].ids,
+        *(own(found + behind) if found else []),
+    ]
+    assert said(tokenizer, plain([before])[0].ids) == before
+    for after in ("nothing", "added", "text"):
+        (tokens,) = plain([text], after)
+        assert tokens.ends[-1:].tolist() == ([len(text)] if text else [])
+        for start, previous_end, end in zip(
+            tokens.starts[1:], tokens.ends[:-1], tokens.ends[1:], strict=True
+        ):
+            assert start == previous_end or (start < previous_end == end)
+
+
+@pytest.mark.parametrize("after", ["nothing", "added", "text"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_text_yields_a_control_token_wherever_it_stands(kind, after):
+    tokenizer = spaced(*kind)
+    for text in ("</s>the<s>", "<turn></s>", "the</s></s> <br></s>the"):
+        (tokens,) = PlainTokenizer(tokenizer)([text], after)
+        control = {"<s>", "</s>", "<turn>", "<text>"}
+        assert not control & {*tokenizer.convert_ids_to_tokens(tokens.ids)}
+        assert tokens.ends[-1] == len(text)
+
+
+def test_an_added_token_in_the_normalized_text_has_no_space_behind_it():
+    tokenizer = spaced("bpe", "prepend")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    tokenizer.add_tokens([AddedToken("<mark>", normalized=True)])
+    plain = PlainTokenizer(tokenizer)
+    whole = tokenizer("<mark>the", add_special_tokens=False)["input_ids"]
+    (first,) = plain(["<mark>"], "nothing")
+    (rest,) = plain(["the"], plain.behind(first))
+    assert [*first.ids, *rest.ids] == whole
+
+
+def test_a_tokenizer_without_a_space_of_its_own_reads_a_text_once():
+    assert not plain("tiny/decoder").depends_on_place
+    assert not PlainTokenizer(spaced("unigram", "never")).depends_on_place
+    assert PlainTokenizer(spaced("unigram", "first")).depends_on_place
+    first, never = (metaspace(scheme) for scheme in ("first", "never"))
+    assert PlainTokenizer(first).fingerprint != PlainTokenizer(never).fingerprint
 
 
 def test_the_byte_level_prefix_space_is_off():

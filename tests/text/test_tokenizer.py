@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -16,10 +17,12 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from refrag_lightning.hub import ModelNotFoundError, resolve
 from refrag_lightning.text.documents import Document, DocumentSyntaxError
+from refrag_lightning.text.plain import PlainTokenizer
 from refrag_lightning.text.segments import render
 from refrag_lightning.text.tokenizer import RefragTokenizer
 from tests.strategies import CONTROL_STRINGS, INJECTIONS, PYDOC, conversations, parts, random_prompt
 from tests.text.loading import DECODERS, ENCODERS, hugging_face, plain, refrag
+from tests.text.spaces import KINDS, said, spaced
 
 pytestmark = pytest.mark.filterwarnings("ignore:the encoder.s tokenizer cannot read")
 
@@ -405,13 +408,14 @@ def test_a_document_that_stays_compressed_is_not_read_by_the_decoder(monkeypatch
         hugging_face("tiny/encoder"), hugging_face("tiny/decoder"), compression=4
     )
     seen = []
-    read = tokenizer.plain_decoder
+    read = PlainTokenizer.__call__
 
-    def listen(texts):
-        seen.extend(texts)
-        return read(texts)
+    def listen(plain, texts, *after):
+        if plain is tokenizer.plain_decoder:
+            seen.extend(texts)
+        return read(plain, texts, *after)
 
-    monkeypatch.setattr(tokenizer, "plain_decoder", listen)
+    monkeypatch.setattr(PlainTokenizer, "__call__", listen)
     tokenizer([RIVERS, "<doc>expanded</doc>"], expand=[[], [0]])
     assert "expanded" in seen
     assert "The Seine flows through Paris." not in seen
@@ -557,6 +561,93 @@ def test_settings_that_cannot_be(settings, message):
 def test_calls_that_cannot_be(texts, options, message):
     with pytest.raises(ValueError, match=message):
         refrag()(texts, **options)
+
+
+@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_without_documents_has_hugging_faces_ids(kind, opens):
+    decoder = spaced(*kind, opens=opens)
+    tokenizer = RefragTokenizer(None, decoder, compression=1)
+    for text in ("the river", " the river", "  a town", "\nthe", "<br>the old<br> river"):
+        assert tokenizer(text)["input_ids"][0].tolist() == decoder(text)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_without_documents_has_hugging_faces_ids(kind):
+    decoder = spaced(*kind)
+    tokenizer = RefragTokenizer(None, decoder, compression=1)
+    contents = ["the river", " the river", "the town<br>the town", "a"]
+    roles = ["user", "assistant"] * 2
+    messages = [
+        {"role": role, "content": content} for role, content in zip(roles, contents, strict=True)
+    ]
+    for turns, opened in ((messages[:3], True), (messages, False)):
+        options = {"add_generation_prompt": opened}
+        rendered = decoder.apply_chat_template(turns, tokenize=False, **options)
+        expected = decoder.apply_chat_template(turns, tokenize=True, return_dict=False, **options)
+        assert expected == decoder(rendered, add_special_tokens=False)["input_ids"]
+        got = tokenizer.apply_chat(turns, **options)["input_ids"][0].tolist()
+        assert got == expected
+
+
+@pytest.mark.parametrize("header", ["[{id}] {title}\n", ""])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_but_a_prompts_beginning_has_an_artificial_space(kind, header):
+    decoder = spaced(*kind)
+    tokenizer = RefragTokenizer(
+        hugging_face("tiny/encoder"), decoder, compression=2, header=header, footer=""
+    )
+    river = Document("the river flows through the town")
+    for mixed in ([river, "the town"], ["", river, river, "the town"], ["a", river, "the town"]):
+        texts = [part if isinstance(part, str) else part.text for part in mixed]
+        lengths = []
+        for expand in ("all", "none"):
+            batch = tokenizer([mixed], expand=expand)
+            tokens = batch["input_ids"][0][batch["slot_ids"][0] < 0]
+            lengths.append(len(tokens))
+            written = said(decoder, tokens)
+            if expand == "all" and not header:
+                space = "" if kind[1] == "never" else " "
+                assert written == space + "".join(texts)
+            # Behind a document stands the same, whether that is read as rows or as text.
+            assert written.endswith("the town") and not written.endswith(" the town")
+        assert lengths[0] > lengths[1]
+
+
+def test_rows_of_a_document_that_opens_a_text_keep_their_tokens():
+    decoder = spaced("bpe", "prepend")
+    tokenizer = RefragTokenizer(
+        hugging_face("tiny/encoder"), decoder, compression=2, header="", footer=""
+    )
+    text = " the river flows through the town"
+    whole = tokenizer([[Document(text)]], expand="all")
+    assert whole["input_ids"][0].tolist() == decoder(text)["input_ids"]
+    first = tokenizer([[Document(text)]], expand=[0])
+    own = first["input_ids"][0][first["slot_ids"][0] < 0].tolist()
+    assert own == decoder(text)["input_ids"][: len(own)] and own
+    later = tokenizer([[Document(text)]], expand=[1])
+    assert not said(decoder, later["input_ids"][0][later["slot_ids"][0] < 0]).startswith("  ")
+
+
+@pytest.mark.parametrize("marker", ["[/INST]", "<text>"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_behind_a_space_is_what_hugging_face_reads_there(kind, marker):
+    decoder = copy.deepcopy(spaced(*kind))
+    decoder.chat_template = (
+        "{{- bos_token -}}{%- for m in messages -%}{%- if m['role'] == 'user' -%}"
+        f"{{{{- '[INST]<br>' + m['content'] + '<br>{marker}' -}}}}"
+        "{%- else -%}{{- ' ' + m['content'] + eos_token -}}{%- endif -%}{%- endfor -%}"
+    )
+    tokenizer = RefragTokenizer(None, decoder, compression=1)
+    asked = [{"role": "user", "content": "the town"}]
+    answered = [*asked, {"role": "assistant", "content": "the river"}]
+    prompt = tokenizer.apply_chat(asked)["input_ids"][0].tolist()
+    whole = tokenizer.apply_chat(answered, add_generation_prompt=False)["input_ids"][0].tolist()
+    options = {"tokenize": True, "return_dict": False}
+    assert prompt == decoder.apply_chat_template(asked, add_generation_prompt=True, **options)
+    assert whole == decoder.apply_chat_template(answered, **options)
+    assert whole[: len(prompt)] == prompt
+    assert said(decoder, whole[len(prompt) :]).lstrip() == "the river</s>"
 
 
 def test_a_decoder_without_padding_token_pads_with_its_end():
