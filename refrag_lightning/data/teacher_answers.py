@@ -21,7 +21,7 @@ from filelock import FileLock
 from refrag_lightning.cache import cache_dir, file_sha256
 from refrag_lightning.data.conversations import Conversation, fill
 from refrag_lightning.data.questions import Passage
-from refrag_lightning.text.segments import end_ids, render_chat
+from refrag_lightning.text.segments import render_chat
 
 # Part of the cache's key: raise it when the same model and conversations give other answers.
 _VERSION = 4
@@ -92,7 +92,7 @@ class TeacherAnswers:
         device: Any,
         start: int,
     ) -> None:
-        from refrag_lightning.model.generation import stop_ids
+        from refrag_lightning.model.answering import answer
         from refrag_lightning.model.load import load
         from refrag_lightning.model.reading import naming_texts
 
@@ -107,26 +107,17 @@ class TeacherAnswers:
                     for conversation in conversations[first : first + self.batch_size]
                 ]
                 texts = [render_chat(tokenizer.decoder, each[:-1], **style) for each in asked]
-                whole = (
-                    render_chat(tokenizer.decoder, each, add_generation_prompt=False, **style)
-                    for each in asked
-                )
                 batch = tokenizer.build(texts, text_only=True, padding_side="left")
                 names = [
                     f"conversation {conversation.id!r}, read as text by the teacher {self.model},"
                     for conversation in conversations[first : first + self.batch_size]
                 ]
                 with naming_texts(names, "give fewer passages or a smaller max_new_tokens"):
-                    tokens = model.generate(
-                        **batch.to(device),
-                        max_new_tokens=self.max_new_tokens,
-                        do_sample=False,
-                        eos_token_id=stop_ids(
-                            model.decoder, end_ids(whole, tokenizer.plain_template)
-                        ),
+                    texts = answer(
+                        model, tokenizer, batch.to(device), max_new_tokens=self.max_new_tokens
                     )
-                for answer in tokenizer.batch_decode(tokens):
-                    file.write(json.dumps({"answer": answer.strip()}) + "\n")
+                for text in texts:
+                    file.write(json.dumps({"answer": text}) + "\n")
                 file.flush()
 
 

@@ -42,8 +42,7 @@ from refrag_lightning.model.load import load
 from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.text.documents import Document, Part, parse
 from refrag_lightning.text.plain import After
-from refrag_lightning.text.segments import Segment, end_ids, render, render_chat
-from refrag_lightning.text.tokenizer import RefragTokenizer
+from refrag_lightning.text.segments import Segment, render
 
 logger = logging.getLogger("refrag_lightning")
 
@@ -52,7 +51,7 @@ _DEFAULT_MOST = 256
 # As in the harness, of a model that nothing limits.
 _DEFAULT_LENGTH = 2048
 _SHORTER = "give a shorter max_length"
-_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+_OF_SAMPLING = ("top_p", "top_k", "min_p")
 
 
 @register_model("refrag")
@@ -114,7 +113,6 @@ class RefragLM(LM):
         self.max_length = int(max_length or model.window or _DEFAULT_LENGTH)
         if self.max_length < 4:
             raise ValueError(f"max_length ({max_length}) must be at least 4")
-        self._end_ids = _end_of_turn(own_tokenizer)
         self._chat = False
         self._has_cut = False
         self._num_documents = 0
@@ -223,10 +221,6 @@ class RefragLM(LM):
                     f"max_gen_toks ({asked.max_new_tokens}) leaves nothing of max_length "
                     f"({self.max_length}) to the context"
                 )
-            options = dict(asked.options)
-            if asked.until:
-                decoder = self.reader.tokenizer.decoder
-                options |= {"stop_strings": asked.until, "tokenizer": decoder}
             prompts = [
                 self._fitted(self._opened(self._segments(str(requests[n].args[0]))), room)
                 for n in numbers
@@ -237,12 +231,14 @@ class RefragLM(LM):
                     written = self.reader.answers(
                         [prompts[place] for place in places],
                         self._reading(),
-                        end_ids=self._end_ids,
                         max_new_tokens=asked.max_new_tokens,
-                        **options,
+                        stop=asked.until,
+                        # Tasks continue code, too.
+                        strip=False,
+                        **asked.sampling,
                     )
                 for place, answer in zip(places, written, strict=True):
-                    answers[numbers[place]] = _until(answer, asked.until)
+                    answers[numbers[place]] = answer
         return answers
 
     def _reading(self) -> Reading:
@@ -365,12 +361,12 @@ class _Generation(NamedTuple):
     Attributes:
         until: Strings that end an answer.
         max_new_tokens: Most tokens of an answer.
-        options: Of transformers' `generate`.
+        sampling: As `answering.answer_settings` takes it.
     """
 
     until: list[str]
     max_new_tokens: int
-    options: dict[str, Any]
+    sampling: dict[str, Any]
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> _Generation:
@@ -381,20 +377,13 @@ class _Generation(NamedTuple):
         numbers = [options.pop(name, None) for name in _MOST]
         most = next((int(number) for number in numbers if number is not None), _DEFAULT_MOST)
         # As in the harness: a temperature alone asks for sampling.
-        heat = float(options.get("temperature") or 0.0)
-        options["do_sample"] = bool(options.get("do_sample", heat > 0))
-        if not options["do_sample"]:
+        heat = options.pop("temperature", None)
+        draws = options.pop("do_sample", bool(heat))
+        temperature = float(1.0 if heat is None else heat) if draws else 0.0
+        if not temperature:
             options = {k: v for k, v in options.items() if k not in _OF_SAMPLING}
+        options["temperature"] = temperature
         return cls(until, most, options)
-
-
-def _end_of_turn(tokenizer: RefragTokenizer) -> list[int]:
-    """What ends an answer in the decoder's chat template, if it has one."""
-    if not tokenizer.decoder.chat_template:
-        return []
-    turns = [{"role": role, "content": ["x"]} for role in ("user", "assistant")]
-    text = render_chat(tokenizer.decoder, turns, header="", footer="", add_generation_prompt=False)
-    return end_ids([text], tokenizer.plain_template)
 
 
 def _matched(pattern: re.Pattern[str], context: str) -> Iterator[Part]:
@@ -406,8 +395,3 @@ def _matched(pattern: re.Pattern[str], context: str) -> Iterator[Part]:
         done = found.end()
     if done < len(context):
         yield context[done:]
-
-
-def _until(answer: str, until: Sequence[str]) -> str:
-    ends = [answer.index(stop) for stop in until if stop and stop in answer]
-    return answer[: min(ends)] if ends else answer

@@ -24,7 +24,7 @@ from refrag_lightning.evaluation.readings import (
     projector_of,
 )
 from refrag_lightning.model import RefragModel
-from refrag_lightning.model.generation import stop_ids
+from refrag_lightning.model.answering import answer
 from refrag_lightning.model.losses import target_losses
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.batch import RefragBatch
@@ -164,30 +164,23 @@ class Reader:
         *,
         banks: Banks | None = None,
         others: Sequence[Sequence[str]] = (),
-        end_ids: Sequence[int] = (),
         max_new_tokens: int = 32,
         **options: Any,
     ) -> list[str]:
-        """Answers, up to the end of the turn; greedy ones unless the options say otherwise.
+        """Answers of `answering.answer`, greedy ones unless the options say otherwise.
 
         Args:
             prompts: Segments of B texts up to the place where the answer goes.
             reading: How their documents are read.
             banks: As in `likelihood`.
             others: As in `likelihood`.
-            end_ids: Tokens that end an answer, beside those of the decoder's generation settings.
             max_new_tokens: Most tokens of an answer.
-            options: Further ones of transformers' `generate`.
-
-        Returns:
-            The answers without control tokens; the white space around them is kept.
+            options: Further ones of `answer`.
         """
         batch = self._batch(prompts, reading, banks, others, padding_side="left")
-        options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
-        options["eos_token_id"] = stop_ids(self.model.decoder, end_ids)
+        options["max_new_tokens"] = max_new_tokens
         with self._projector(reading):
-            tokens_BN = self.model.generate(**batch, **options)
-        return self.tokenizer.batch_decode(tokens_BN)
+            return answer(self.model, self.tokenizer, batch, **options)
 
     def _batch(
         self,

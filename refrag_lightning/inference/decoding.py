@@ -21,6 +21,7 @@ from transformers import (
 
 from refrag_lightning.inference.sampling import BatchSampler, Sampler
 from refrag_lightning.inference.writing import TextWriter
+from refrag_lightning.model.answering import answer_settings
 
 if TYPE_CHECKING:
     from refrag_lightning.model.plain import PlainModel
@@ -67,18 +68,12 @@ def decode(
         on_finish: Called with the line when its answer is over; others may go on.
     """
     watch = _Watch(lines, on_token, on_finish)
-    options: dict[str, Any] = {}
-    if end_ids:
-        options["eos_token_id"] = list(end_ids)
     model.generate(
         **batch,
-        max_new_tokens=max_new_tokens,
         # Each request was looked at with its own number of new tokens.
         checks_window=False,
-        # A decoder's own generation settings do not say how a request is answered.
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
+        # The samplers draw, each for its request.
+        generation_config=answer_settings(end_ids, max_new_tokens=max_new_tokens),
         logits_processor=LogitsProcessorList(
             [
                 _Prefill(on_prefill),
@@ -86,7 +81,6 @@ def decode(
             ]
         ),
         stopping_criteria=StoppingCriteriaList([watch]),
-        **options,
     )
     for line in lines:
         assert line.writer.finish is not None

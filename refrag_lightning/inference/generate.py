@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from refrag_lightning.plain_text import say
 
@@ -35,6 +35,7 @@ def generate(
     """
     import torch
 
+    from refrag_lightning.model.answering import answer
     from refrag_lightning.model.load import load, model_folder
 
     folder = model_folder(model)
@@ -47,8 +48,11 @@ def generate(
     else:
         batch = tokenizer(text, expand=expand)
     torch.manual_seed(seed)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature}
-    tokens = loaded.generate(**batch.to(device), max_new_tokens=max_new_tokens, **sampling)
-    say(tokenizer.decode(tokens[0]))
+    [text] = answer(
+        loaded,
+        tokenizer,
+        batch.to(device),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    say(text)

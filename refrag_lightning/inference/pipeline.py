@@ -20,12 +20,12 @@ from refrag_lightning.inference.sampling import Sampler
 from refrag_lightning.inference.stream import Answer, AnswerStream, Cancel, Finish
 from refrag_lightning.inference.worker import Worker
 from refrag_lightning.inference.writing import TextWriter
-from refrag_lightning.model.generation import stop_ids
+from refrag_lightning.model.answering import end_tokens, stop_tokens
 from refrag_lightning.model.load import load
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.model.refrag import RefragModel
 from refrag_lightning.text.documents import Document
-from refrag_lightning.text.segments import Message, end_ids, render_chat
+from refrag_lightning.text.segments import Message
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class RefragPipeline:
         if isinstance(model, RefragModel):
             self.rows = RowReader(model, tokenizer, store=store, memory_bytes=memory_bytes)
         self.window = window or model.window
-        self.end_ids = stop_ids(model.decoder, _turn_ends(tokenizer)) or []
+        self.end_ids = end_tokens(model, tokenizer)
         self._prepare = Preparation(
             tokenizer, rows=self.rows, searcher=searcher, window=self.window
         )
@@ -274,7 +274,7 @@ class RefragPipeline:
         writer = TextWriter(
             self.tokenizer.decoder,
             stream.put,
-            end_ids=frozenset(self.end_ids),
+            end_ids=frozenset({*self.end_ids, *stop_tokens(self.tokenizer, sampling.stop)}),
             max_new_tokens=sampling.max_new_tokens,
             stop=sampling.stop,
         )
@@ -289,20 +289,6 @@ def _finish(stream: AnswerStream, ready: Prepared, writer: TextWriter) -> None:
     finish = cast(Finish, writer.finish)
     tokens = writer.num_tokens
     stream.finish(Answer(writer.text, tuple(citations), unknown, finish, tokens, trace))
-
-
-def _turn_ends(tokenizer: RefragTokenizer) -> list[int]:
-    """Tokens that end the assistant's turn in the chat template, such as `<|im_end|>`."""
-    if not tokenizer.decoder.chat_template:
-        return []
-    said = [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": ["b"]}]
-    try:
-        segments = render_chat(
-            tokenizer.decoder, said, header="", footer="", add_generation_prompt=False
-        )
-    except ValueError:  # a template may want other turns than these
-        return []
-    return end_ids([segments], tokenizer.plain_template)
 
 
 def _open_index(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,8 +59,9 @@ class Generation(nn.Module):
             segment_ids: (B, S); refused.
             options: transformers' own: `max_new_tokens`, `do_sample`, `num_beams`, `streamer`,
                 `stop_strings` (with `tokenizer=`), ... Defaults are the decoder's
-                `generation_config`. `checks_window=False` leaves it to the caller that every text
-                has room for its new tokens.
+                `generation_config`, which `answering.answer` does not look at.
+                `checks_window=False` leaves it to the caller that every text has room for its new
+                tokens.
 
         Returns:
             The new tokens only, (B, N); or transformers' output object with
@@ -99,26 +100,12 @@ class Generation(nn.Module):
                 )
         if "pad_token_id" not in options and config.pad_token_id is None:
             end = options.get("eos_token_id", config.eos_token_id)
-            options["pad_token_id"] = end[0] if isinstance(end, (list, tuple)) else end
+            if end is not None:
+                options["pad_token_id"] = end[0] if isinstance(end, (list, tuple)) else end
         batch = pad_left(batch)
         return self.decoder.generate(
             inputs_embeds=self.embed(batch), attention_mask=batch["attention_mask"], **options
         )
-
-
-def stop_ids(decoder: Any, further: Iterable[int] = ()) -> list[int] | None:
-    """Tokens that end generation: those of the decoder's generation settings and further ones.
-
-    Args:
-        decoder: The causal language model.
-        further: Such as those that end a turn of its chat template.
-
-    Returns:
-        What `eos_token_id` takes; None where there is no such token.
-    """
-    own = decoder.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    return sorted({*further, *own} - {None}) or None
 
 
 def pad_left(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

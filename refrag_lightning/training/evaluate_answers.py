@@ -21,7 +21,6 @@ from refrag_lightning.evaluation.metrics import SCORES, answer_scores, split_cit
 from refrag_lightning.evaluation.reader import Banks, Reader, without_end
 from refrag_lightning.evaluation.readings import readings_of
 from refrag_lightning.model.reading import naming_texts
-from refrag_lightning.text.segments import end_ids
 from refrag_lightning.training.evaluation import Evaluation
 
 READINGS = ("rows", "full", "cut", "none", "titles", "other", "random", "zero")
@@ -140,7 +139,7 @@ class AnswerEvaluation(Evaluation):
             if answers is not None:
                 columns += list(_scores(answers, asked).unbind(1))
                 for answer, row in zip(answers, written, strict=True):
-                    row[entry.key] = answer.strip()
+                    row[entry.key] = answer
         index_N = torch.tensor([question.index for question in asked])
         self.table.update(index_N, torch.stack([c.cpu().double() for c in columns], dim=1))
         self._written += [
@@ -196,15 +195,11 @@ class AnswerEvaluation(Evaluation):
         return [by_index[index] for index in sorted(by_index)]
 
     def _answers(self, entry: Entry, batch: QuestionBatch, banks: Banks) -> list[str]:
-        reader = self._readers[entry.model]
-        whole = [question.segments for question in batch.asked]
-        ends = end_ids(whole, reader.tokenizer.plain_template)
-        return reader.answers(
+        return self._readers[entry.model].answers(
             [question.prompt for question in batch.asked],
             entry.reading,
             banks=banks,
             others=batch.others,
-            end_ids=ends,
             max_new_tokens=self.max_new_tokens,
         )
 
@@ -213,7 +208,7 @@ def _scores(answers: list[str], asked: list[AskedQuestion]) -> torch.Tensor:
     """The scores, right citations and citations of each answer, (B, len(SCORES) + 2)."""
     rows = []
     for answer, question in zip(answers, asked, strict=True):
-        text, cited = split_citations(answer.strip(), question.ids)
+        text, cited = split_citations(answer, question.ids)
         scores = answer_scores(text, question.references)
         right = sum(name in question.gold_ids for name in cited)
         rows.append([*(scores[name] for name in SCORES), right, len(cited)])

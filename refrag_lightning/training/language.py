@@ -21,14 +21,13 @@ from refrag_lightning.evaluation.metrics import AnswerScores
 from refrag_lightning.hub import EncoderLayers
 from refrag_lightning.model import RefragModel
 from refrag_lightning.model.adapter import is_adapter_key, without_adapter
+from refrag_lightning.model.answering import answer
 from refrag_lightning.model.decoder import evaluation_mode
-from refrag_lightning.model.generation import stop_ids
 from refrag_lightning.model.load import load
 from refrag_lightning.model.losses import TargetLosses, target_losses
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.text.batch import RefragBatch
-from refrag_lightning.text.plain import control_tokens
 from refrag_lightning.training.across_ranks import gather
 from refrag_lightning.training.language_metrics import TargetSums
 from refrag_lightning.training.reader import ReaderModule
@@ -203,22 +202,12 @@ class LanguageModule(ReaderModule):
             assert self.model is not None
             names = [f"the prompt of example {name!r}" for name in batch.prompt_ids]
             with naming_texts(names, "give shorter examples or a smaller max_new_tokens"):
-                tokens = self.model.generate(
-                    **batch.prompts,
-                    max_new_tokens=self.max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=stop_ids(self.model.decoder, self._ends_of_targets(batch)),
+                answers = answer(
+                    self.model, self.tokenizer, batch.prompts, max_new_tokens=self.max_new_tokens
                 )
-            answers = [answer.strip() for answer in self.tokenizer.batch_decode(tokens)]
             scores = self.scores[str(batch.compression)]
             assert isinstance(scores, AnswerScores)
             scores.update(answers, batch.references)
-
-    def _ends_of_targets(self, batch: TextBatch) -> set[int]:
-        """The control tokens that end a text's targets: what closes a turn, in chat templates."""
-        is_last_P = batch.text_ids.diff(append=batch.text_ids.new_tensor([-1])) != 0
-        last = set(batch.targets[is_last_P].tolist())
-        return last & control_tokens(self.tokenizer.decoder).keys()
 
     def _log_figures(self, split: str) -> None:
         """Logs what `_measure` gathered, under names with the rate unless there are no rows."""

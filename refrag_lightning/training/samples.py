@@ -17,11 +17,11 @@ from refrag_lightning.data.question_batches import AskedQuestion, QuestionDataMo
 from refrag_lightning.data.rows import Split
 from refrag_lightning.data.sft import SFTDataModule
 from refrag_lightning.evaluation.readings import Reading
-from refrag_lightning.model.generation import stop_ids
+from refrag_lightning.model.answering import answer
 from refrag_lightning.model.reading import naming_texts
 from refrag_lightning.plain_text import printable
 from refrag_lightning.text.batch import RowTrace
-from refrag_lightning.text.segments import Segment, end_ids
+from refrag_lightning.text.segments import Segment
 from refrag_lightning.training.evaluate_answers import AnswerEvaluation
 from refrag_lightning.training.language import LanguageModule
 from refrag_lightning.training.wandb_run import WandbRun
@@ -133,7 +133,6 @@ def answered(
     """
     model, whole = module.model, module.tokenizer
     assert model is not None
-    ends = end_ids([example.segments for example in examples], whole.plain_template)
     rows = []
     for rate in rates:
         tokenizer = whole if module.plain else whole.at(rate)
@@ -147,26 +146,22 @@ def answered(
             batch = tokenizer.build(prompts, **how, padding_side="left")
             traces: Sequence[Sequence[RowTrace]] = [()] * len(part) if as_text else batch.trace
             with naming_texts([f"example {example.id!r}" for example in part]):
-                tokens = model.generate(
-                    **batch.to(module.device),
-                    max_new_tokens=module.max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=stop_ids(model.decoder, ends),
+                texts = answer(
+                    model, tokenizer, batch.to(module.device), max_new_tokens=module.max_new_tokens
                 )
-            answers = tokenizer.batch_decode(tokens)
-            for example, answer, trace in zip(part, answers, traces, strict=True):
+            for example, text, trace in zip(part, texts, traces, strict=True):
                 prompt = example.prompt or ()
                 read = "full" if as_text else f"rows@{rate}"
-                texts = [s.text for s in prompt if s.document is not None]
+                documents = [s.text for s in prompt if s.document is not None]
                 rows.append(
                     Sample(
                         example.id,
                         "".join(s.text for s in prompt if s.kind == "text").strip(),
                         documents_shown(prompt),
-                        read if texts else "none",
-                        answer.strip(),
+                        read if documents else "none",
+                        text,
                         " | ".join(example.references),
-                        expanded(trace, texts, as_text=as_text),
+                        expanded(trace, documents, as_text=as_text),
                     )
                 )
     return rows
@@ -206,14 +201,14 @@ def evaluated(row: dict[str, Any], asked: AskedQuestion) -> list[Sample]:
     """
     documents = documents_shown(asked.segments)
     samples = []
-    for key, answer in row["answers"].items():
+    for key, text in row["answers"].items():
         samples.append(
             Sample(
                 asked.id,
                 asked.question,
                 documents,
                 key,
-                answer,
+                text,
                 " | ".join(asked.references),
                 _of_reading(_BASELINES.get(key, key)),
             )

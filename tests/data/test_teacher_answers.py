@@ -89,7 +89,7 @@ def test_an_answer_ends_with_its_turn_where_the_base_model_would_go_on(
     generate = type(model).generate
 
     def generating(self, **options):
-        asked.append(options["eos_token_id"])
+        asked.append(options["generation_config"].eos_token_id)
         return generate(self, **options)
 
     monkeypatch.setattr(type(model), "generate", generating)

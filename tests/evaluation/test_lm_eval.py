@@ -114,9 +114,12 @@ def test_an_answer_ends_with_its_turn_though_the_base_model_would_go_on(monkeypa
     monkeypatch.setattr(lm.reader.model.decoder.generation_config, "eos_token_id", None)
     asked = []
     generate = lm.reader.model.generate
-    monkeypatch.setattr(
-        lm.reader.model, "generate", lambda **o: asked.append(o["eos_token_id"]) or generate(**o)
-    )
+
+    def generating(**options):
+        asked.append(options["generation_config"].eos_token_id)
+        return generate(**options)
+
+    monkeypatch.setattr(lm.reader.model, "generate", generating)
     lm.generate_until([_request("generate_until", "The river", {"max_gen_toks": 2})])
     assert asked == [[end]]
 

@@ -46,7 +46,7 @@ def test_it_prints_the_greedy_answer_alone(folder, capsys, expand):
     tokenizer = RefragTokenizer.from_pretrained(folder / "model")
     batch = tokenizer(PROMPT, expand=expand)
     tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)
-    assert capsys.readouterr().out == tokenizer.decode(tokens[0]) + "\n"
+    assert capsys.readouterr().out == tokenizer.decode(tokens[0]).strip() + "\n"
 
 
 def test_a_causal_language_model_alone_reads_documents_as_text(tmp_path, capsys):
@@ -58,7 +58,7 @@ def test_a_causal_language_model_alone_reads_documents_as_text(tmp_path, capsys)
     main(["generate", "--model", str(tmp_path), *options])
     batch = tokenizer(PROMPT, expand="all")
     tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)
-    assert capsys.readouterr().out == tokenizer.decode(tokens[0]) + "\n"
+    assert capsys.readouterr().out == tokenizer.decode(tokens[0]).strip() + "\n"
     code, error = _failure(capsys, ["--model", str(tmp_path), "--prompt", PROMPT])
     assert code == 1 and "expand='all'" in error
 
@@ -71,7 +71,7 @@ def test_chat_from_standard_input(folder, capsys, monkeypatch):
     tokenizer = RefragTokenizer.from_pretrained(folder / "model")
     batch = tokenizer.apply_chat([{"role": "user", "content": PROMPT}])
     tokens = model.generate(**batch, max_new_tokens=3, do_sample=False)
-    assert capsys.readouterr().out == tokenizer.decode(tokens[0]) + "\n"
+    assert capsys.readouterr().out == tokenizer.decode(tokens[0]).strip() + "\n"
 
 
 def test_sampling_goes_by_the_seed(folder, capsys):

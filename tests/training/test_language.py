@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from refrag_lightning import hub
 from refrag_lightning.data.examples import Example, collate
 from refrag_lightning.evaluation.metrics import answer_scores
+from refrag_lightning.model.answering import end_tokens
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.segments import render_chat
 from refrag_lightning.training import PretrainModule, SFTModule
@@ -400,7 +401,7 @@ def test_answers_end_where_the_chat_template_ends_a_turn():
     module = build(decoder="tiny/gemma")
     module.model.decoder.generation_config.eos_token_id = None
     end = module.tokenizer.decoder.convert_tokens_to_ids("<end_of_turn>")
-    assert module._ends_of_targets(make(module)) == {end}
+    assert end_tokens(module.model, module.tokenizer) == [end]
 
 
 @pytest.mark.parametrize(

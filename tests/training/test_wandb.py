@@ -246,7 +246,7 @@ def test_an_offline_run_holds_what_was_set_the_commit_the_metrics_and_a_table(wo
             for document in tokenizer.at(int(row["read"][5:])).pack([texts[1], texts[3]])
         )
         assert row["expanded"] == f"none of {rows} rows"
-        assert row["answer"] == _asked(reader, row, Reading.parse(row["read"])).strip()
+        assert row["answer"] == _asked(reader, row, Reading.parse(row["read"]))
     assert any(row["answer"] for row in table)
 
 
@@ -262,8 +262,7 @@ def _asked(reader, row, reading):
         footer=tokenizer.footer,
         add_generation_prompt=True,
     )
-    ends = [tokenizer.decoder.convert_tokens_to_ids("<|im_end|>")]
-    (answer,) = reader.answers([prompt], reading, end_ids=ends, max_new_tokens=8)
+    (answer,) = reader.answers([prompt], reading, max_new_tokens=8)
     return answer
 
 
