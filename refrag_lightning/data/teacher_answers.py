@@ -113,10 +113,10 @@ class TeacherAnswers:
                     for conversation in conversations[first : first + self.batch_size]
                 ]
                 with naming_texts(names, "give fewer passages or a smaller max_new_tokens"):
-                    texts = answer(
+                    answers = answer(
                         model, tokenizer, batch.to(device), max_new_tokens=self.max_new_tokens
                     )
-                for text in texts:
+                for text in answers:
                     file.write(json.dumps({"answer": text}) + "\n")
                 file.flush()
 
