@@ -72,7 +72,8 @@ def test_every_command_of_the_recipes_page_parses(in_tmp, capsys):
 
 def test_the_mixture_of_the_recipes_page_goes_into_a_copy_of_a_recipe(in_tmp, capsys):
     text = (ROOT / "docs" / "recipes.md").read_text()
-    block = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    blocks = [block.split("```")[0] for block in text.split("```yaml\n")[1:]]
+    block = yaml.safe_load(next(block for block in blocks if "sources:" in block))
     recipe = yaml.safe_load((ROOT / "configs/smollm2/4_sft.yaml").read_text())
     recipe["data"]["init_args"] |= block["data"]["init_args"]
     Path("mixture.yaml").write_text(yaml.safe_dump(recipe))
