@@ -9,6 +9,7 @@ one, so that one pass over the longest gives the figures of all (the first n tar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
@@ -181,6 +182,9 @@ class PerplexityDataModule(CorpusDataModule):
             reading=_READINGS[reading],
         )
         segments = list(example.segments)
+        if reading == "last":
+            # It is cut off its text, so no space opens it: it takes the positions that it has.
+            segments = [replace(s, after="text") if s.document else s for s in segments]
         (target,) = (place for place, segment in enumerate(segments) if segment.train)
         segments.insert(target, Segment(text.between(at, word), "text"))
         return Example(tuple(segments), task=window.cell.task, id=example.id, expand=example.expand)

@@ -17,7 +17,10 @@ from refrag_lightning.evaluation.readings import (
     readings_of,
 )
 from refrag_lightning.text.documents import Document
-from refrag_lightning.text.segments import end_ids, render_chat
+from refrag_lightning.text.segments import Segment, end_ids, render_chat
+from refrag_lightning.text.tokenizer import RefragTokenizer
+from tests.text.loading import hugging_face
+from tests.text.spaces import KINDS, spaced
 
 RIVER = "The Seine flows through Paris and on to the sea near Le Havre."
 TOWER = "The tower was built for the fair of 1889; it was never meant to stay."
@@ -234,3 +237,20 @@ def test_a_text_without_a_target_is_named(reader):
     bare = [replace(segment, train=False) for segment in text]
     with pytest.raises(ValueError, match="text 1 of the batch has no target"):
         reader.likelihood([text, bare], Reading("full"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_are_the_same_with_an_artificial_space(kind):
+    tokenizer = RefragTokenizer(
+        hugging_face("tiny/encoder"), spaced(*kind, opens=True), compression=2, header="", footer=""
+    )
+    document = Segment("the river flows", "document", Document("the river flows"))
+    text = [document, Segment("the town by", "text", train=True)]
+    targets, positions = [], []
+    for name in ("rows@2", "full", "none", "last@2", "cut@2"):
+        batch, _ = build([text], Reading.parse(name), tokenizer)
+        targets.append(batch["labels"][batch["labels"] >= 0].tolist())
+        positions.append(int(batch["attention_mask"].sum()))
+    assert all(ids == targets[0] for ids in targets)
+    # Cut, a document takes no more positions than its rows.
+    assert positions[0] >= max(positions[3:]) > positions[2]
