@@ -1,7 +1,10 @@
 """Chat templates of seven styles: what is learnt is answered, by every way to ask."""
 
+import copy
+
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from refrag_lightning.data.conversations import QuestionConversations
 from refrag_lightning.data.question_batches import QuestionDataModule
@@ -16,7 +19,9 @@ from refrag_lightning.inference.request import Request
 from refrag_lightning.model import load as loading
 from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.plain import control_tokens
+from refrag_lightning.text.segments import render_chat
 from refrag_lightning.text.tokenizer import RefragTokenizer
+from tests.text.spaces import spaced
 from tests.text.styles import SEVEN, STYLES, decoder_of, styled
 
 CAPITALS = {
@@ -148,3 +153,54 @@ def test_six_answers_are_learnt_and_given_by_every_way_to_ask(style):
     assert by_pipeline == right
     assert by_reader == right
     assert [answer.strip() for answer in by_generate] == right
+
+
+@pytest.mark.parametrize("kind", [("bpe", "prepend"), ("unigram", "first")])
+def test_answers_are_learnt_with_an_artificial_space(kind):
+    pairs = {
+        "the town": "the river",
+        "a river": "a town by the river",
+        "old town": "through",
+        "by": "flows",
+        "user": "assistant",
+        "the": "a",
+    }
+    decoder = copy.deepcopy(spaced(*kind))
+    decoder.chat_template = styled("llama2").chat_template
+    tokenizer = RefragTokenizer(None, decoder, compression=1)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    ends = {"bos_token_id": decoder.bos_token_id, "eos_token_id": decoder.eos_token_id}
+    ends["pad_token_id"] = decoder.eos_token_id
+    config = LlamaConfig(vocab_size=len(decoder), **shape, **heads, **ends)
+    model = PlainModel(LlamaForCausalLM(config))
+    model.set_trainable(["decoder"])
+    asked = [[{"role": "user", "content": question}] for question in pairs]
+    answered = [
+        [*question, {"role": "assistant", "content": answer}]
+        for question, answer in zip(asked, pairs.values(), strict=True)
+    ]
+    style = {"header": "", "footer": ""}
+    batch = tokenizer.build(
+        [render_chat(decoder, each, add_generation_prompt=False, **style) for each in answered]
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loss = torch.tensor(9.0)
+    while loss > 0.01:
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    pipeline = RefragPipeline(model, tokenizer)
+    assert [pipeline(q, max_new_tokens=24).text for q in pairs] == [*pairs.values()]
+    tokens = model.generate(
+        **tokenizer.apply_chat(asked), max_new_tokens=24, eos_token_id=pipeline.end_ids
+    )
+    assert [text.strip() for text in tokenizer.batch_decode(tokens)] == [*pairs.values()]
+    prompts = [render_chat(decoder, each, **style) for each in asked]
+    by_reader = Reader(model, tokenizer).answers(
+        prompts, Reading("none"), end_ids=pipeline.end_ids, max_new_tokens=24
+    )
+    assert [text.strip() for text in by_reader] == [*pairs.values()]
