@@ -132,7 +132,9 @@ def test_six_answers_are_learnt_and_given_by_every_way_to_ask(style):
     model.set_trainable(["decoder"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loss = torch.tensor(9.0)
-    while loss > 0.1:
+    for _ in range(1000):
+        if loss <= 0.1:
+            break
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -187,7 +189,9 @@ def test_answers_are_learnt_with_an_artificial_space(kind):
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loss = torch.tensor(9.0)
-    while loss > 0.01:
+    for _ in range(1000):
+        if loss <= 0.01:
+            break
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -200,7 +204,5 @@ def test_answers_are_learnt_with_an_artificial_space(kind):
     )
     assert [text.strip() for text in tokenizer.batch_decode(tokens)] == [*pairs.values()]
     prompts = [render_chat(decoder, each, **style) for each in asked]
-    by_reader = Reader(model, tokenizer).answers(
-        prompts, Reading("none"), end_ids=pipeline.end_ids, max_new_tokens=24
-    )
+    by_reader = Reader(model, tokenizer).answers(prompts, Reading("none"), max_new_tokens=24)
     assert [text.strip() for text in by_reader] == [*pairs.values()]
