@@ -359,7 +359,7 @@ class RefragCLI(LightningCLI):
             self.mirror.copy()
         saved = self.checkpoints
         if (step := self._step_before()) == self.trainer.global_step:
-            print(
+            say(
                 f"nothing was trained: the checkpoint is at step {step} already, where this run "
                 "ends; raise trainer.max_steps or max_epochs to go on"
             )

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from refrag_lightning import tiny_models
 from refrag_lightning.biographies import Biographies
 
-DECODERS = ["tiny/decoder", "tiny/gemma", "tiny/llama3", "tiny/biography-decoder"]
+DECODERS = ["tiny/decoder", "tiny/gemma", "tiny/llama3", "tiny/qwen3", "tiny/biography-decoder"]
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "One?"},
@@ -86,6 +86,7 @@ def test_architectures(tiny_cache):
         "tiny/decoder": "llama",
         "tiny/gemma": "gemma3_text",
         "tiny/llama3": "llama",
+        "tiny/qwen3": "qwen3",
         "tiny/biography-encoder": "bert",
         "tiny/biography-decoder": "llama",
     }
