@@ -30,6 +30,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from refrag_lightning.plain_text import say
+
 # Seconds after which what another machine began to write, or what cannot be asked, counts as left.
 _ABANDONED = 86_400.0
 # Of a name beside a place: the writer's machine, process, start and a number of its own.
@@ -428,7 +430,7 @@ def _take(path: Path, me: Process, dead: str | None) -> tuple[Process, str] | No
 
 def _is_touched(path: Path, text: str) -> bool:
     """Whether a lock file changes, or is touched, within the time in which a living holder does."""
-    print(f"waiting up to {_PATIENCE:.0f} s for the holder of {path} to show itself", flush=True)
+    say(f"waiting up to {_PATIENCE:.0f} s for the holder of {path} to show itself", flush=True)
     with _locked(path) as handle:
         before = os.fstat(handle).st_mtime_ns
     end = time.monotonic() + _PATIENCE

@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from heapq import nlargest
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,9 @@ from refrag_lightning.data.worker import seeded
 from refrag_lightning.text.documents import Document
 from refrag_lightning.text.segments import Segment, render_chat
 from refrag_lightning.text.tokenizer import RefragTokenizer
+
+# Conversations, the longest by their bytes, that are counted before training.
+_MOST_CHECKED = 256
 
 
 class SFTDataModule(ResumableDataModule):
@@ -383,6 +388,8 @@ class SFTDataModule(ResumableDataModule):
     def _check_windows(self, split: Split, parts: Sequence[Sequence[Context]]) -> None:
         """Refuses what the decoder, or the teacher, has no room for, before anything is learnt.
 
+        Of a large part the longest conversations are looked at.
+
         Raises:
             ValueError: A conversation takes more positions, at the smallest rate and with the most
                 passages.
@@ -397,9 +404,11 @@ class SFTDataModule(ResumableDataModule):
             window = getattr(reader, "window", None)
             if window is None:
                 continue
-            # No token has less than a byte, so most need not be rendered and tokenized.
-            contexts = (c for part in parts for c in part if _num_bytes(c) > window)
-            longest = (self._longest(context, split) for context in contexts)
+            # No token has less than a byte, so most need not be rendered and tokenized; and of many
+            # the longest are enough. What is missed is named by the batch in which it stands.
+            sizes = ((_num_bytes(c), c) for part in parts for c in part)
+            most = nlargest(_MOST_CHECKED, (s for s in sizes if s[0] > window), key=itemgetter(0))
+            longest = (self._longest(context, split) for _, context in most)
             if as_text:
                 longest = ([replace(e, expand="all") for e in each] for each in longest)
             with seeded([self.seed]):

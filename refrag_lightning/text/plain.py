@@ -126,7 +126,7 @@ class PlainTokenizer:
                 _from_offsets(item.ids, item.offsets)
                 for item in backend.encode_batch(list(texts), add_special_tokens=False)
             ]
-            if after == "text":
+            if after == "text" and len(self._resumes) > 1:
                 encoded = [self._resumed(t, item) for t, item in zip(texts, encoded, strict=True)]
         if not self._control:
             encoded = [
