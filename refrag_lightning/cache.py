@@ -449,7 +449,7 @@ def _touch(path: Path, me: Process, ended: threading.Event) -> None:
     while not ended.wait(_BEAT):
         with suppress(OSError), _locked(path) as handle:
             if _holder(_read(handle)) != me:
-                print(f"note: another process has taken {path}, and writes too", file=sys.stderr)
+                say(f"note: another process has taken {path}, and writes too", file=sys.stderr)
                 return
             os.utime(handle)
 
