@@ -70,7 +70,7 @@ def decode(
     watch = _Watch(lines, on_token, on_finish)
     model.generate(
         **batch,
-        # Each request was looked at with its own number of new tokens.
+        # The pipeline's window, which may be another one, was looked at.
         checks_window=False,
         # The samplers draw, each for its request.
         generation_config=answer_settings(end_ids, max_new_tokens=max_new_tokens),

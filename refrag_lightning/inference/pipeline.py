@@ -196,8 +196,9 @@ class RefragPipeline:
     def run(self, streams: Sequence[AnswerStream]) -> None:
         """Answers several requests together, each on its stream.
 
-        A request that is wrong fails alone. If the model fails, all of them do; nothing is raised
-        but what is no `Exception`, such as Ctrl-C.
+        Where one's prompt and another's answer take more positions than the window has, they are
+        answered one after the other. A request that is wrong fails alone. If the model fails, all
+        of them do; nothing is raised but what is no `Exception`, such as Ctrl-C.
 
         Args:
             streams: Streams that nobody answers yet.
@@ -227,8 +228,28 @@ class RefragPipeline:
                 continue
             ready.trace.seconds.queued = began - stream.arrived
             answering.append((stream, ready))
-        if answering:
-            self._decode(answering)
+        for together in self._that_fit_together(answering):
+            self._decode(together)
+
+    def _that_fit_together(
+        self, answering: Sequence[tuple[AnswerStream, Prepared]]
+    ) -> list[list[tuple[AnswerStream, Prepared]]]:
+        """Requests in batches none of whose lines passes the decoder's last position.
+
+        A line takes positions until the batch's longest answer ends, also when its own is over.
+        """
+        batches: list[list[tuple[AnswerStream, Prepared]]] = []
+        for one in answering:
+            for batch in batches:
+                readies = [ready for _, ready in (*batch, one)]
+                longest = max(ready.trace.positions for ready in readies)
+                most = max(ready.request.sampling.max_new_tokens for ready in readies)
+                if self.window is None or longest + most <= self.window:
+                    batch.append(one)
+                    break
+            else:
+                batches.append([one])
+        return batches
 
     def _decode(self, answering: Sequence[tuple[AnswerStream, Prepared]]) -> None:
         reading = time.perf_counter()

@@ -6,11 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from refrag_lightning.inference.pipeline import RefragPipeline
 from refrag_lightning.inference.queue import BatchingQueue, QueueClosed, QueueFull
 from refrag_lightning.inference.request import Request
 from refrag_lightning.inference.stream import Answer
+from refrag_lightning.model.plain import PlainModel
 from refrag_lightning.text.documents import Document
-from tests.inference.pipelines import QUESTION, RIVERS, pipeline
+from tests.inference.pipelines import QUESTION, RIVERS, pipeline, plain_parts
+from tests.model.test_reading import random_decoder
 
 WAIT = 20.0
 
@@ -173,6 +176,28 @@ def test_nobody_gets_anothers_answer():
         assert said == answer.text == expected.text
         assert answer.finish == expected.finish
     assert max(answer.trace.batch_size for _, answer in together) > 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_line_that_waits_for_the_longest_answer_stays_inside_the_position_table(family):
+    tokenizer = plain_parts()[1]
+    decoder = random_decoder(family, max_position_embeddings=128)
+    decoder.resize_token_embeddings(len(tokenizer.decoder))
+    decoder.generation_config.eos_token_id = None
+    pipe = RefragPipeline(PlainModel(decoder), tokenizer)
+    assert pipe.window == 128
+    requests = [
+        asked("Where? " * 20, max_new_tokens=4),
+        asked("Where?", max_new_tokens=60),
+        asked("Who?", max_new_tokens=5),
+    ]
+    alone = [pipe(r.messages, sampling=r.sampling) for r in requests]
+    assert alone[0].trace.positions + 60 > 128
+    with BatchingQueue(pipe, max_wait=WAIT, max_batch_size=3) as queue:
+        streams = [queue.submit(request) for request in requests]
+        assert [stream.result(WAIT).text for stream in streams] == [a.text for a in alone]
+    # Those that fit are answered together.
+    assert [stream.answer.trace.batch_size for stream in streams] == [2, 1, 2]
 
 
 def rest(request):
