@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 POSITION_KEYS = ("input_ids", "attention_mask", "position_ids", "slot_ids", "labels")
+# What transformers writes where no length is given.
+_DEFAULT_NEW = 20
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
@@ -68,7 +70,8 @@ class Generation(nn.Module):
             `return_dict_in_generate`.
 
         Raises:
-            TooLongError: A text and `max_new_tokens` take more positions than the decoder has.
+            TooLongError: A text and its new tokens (`max_new_tokens`, or else what `max_length`
+                leaves, or else 20) take more positions than the decoder has.
             ValueError: Assisted decoding or prompt lookup is asked for, or the batch is packed.
         """
         batch = {
@@ -90,8 +93,8 @@ class Generation(nn.Module):
         """Continues the texts of a batch; `generate` of the models ends here."""
         config = options.get("generation_config") or self.decoder.generation_config
         if options.pop("checks_window", True):
-            most = options.get("max_new_tokens") or config.max_new_tokens or 1
-            self._check_window({"attention_mask": batch["attention_mask"]}, most)
+            mask = batch["attention_mask"]
+            self._check_window({"attention_mask": mask}, self._num_new(config, options, mask))
         for name in ASSISTED:
             if options.get(name) is not None or getattr(config, name, None) is not None:
                 raise ValueError(
@@ -106,6 +109,18 @@ class Generation(nn.Module):
         return self.decoder.generate(
             inputs_embeds=self.embed(batch), attention_mask=batch["attention_mask"], **options
         )
+
+    def _num_new(self, config: Any, options: Mapping[str, Any], mask: Tensor) -> int:
+        """Most tokens that transformers would write behind a batch with this mask (B, S)."""
+        for name, before in (("max_new_tokens", 0), ("max_length", mask.shape[1])):
+            for value in (
+                options.get(name),
+                getattr(config, name),
+                getattr(self.decoder.generation_config, name),
+            ):
+                if value is not None:
+                    return max(1, int(value) - before)
+        return _DEFAULT_NEW
 
 
 def pad_left(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

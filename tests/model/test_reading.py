@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from refrag_lightning.model import PlainModel, RefragModel
 from refrag_lightning.model.reading import TooLongError, naming_texts
@@ -328,6 +328,18 @@ def test_a_text_longer_than_the_decoder_reads_is_named(family):
     with pytest.raises(TooLongError, match=r"text 0 .* 38 positions and max_new_tokens \(3\)"):
         model.generate(**prompts, max_new_tokens=3)
     assert model.generate(**prompts, max_new_tokens=2, do_sample=False).shape[1] == 2
+    # So they are where the new tokens are told in another way, or not at all: 20 by default.
+    for options, more in (
+        ({"max_length": 41}, 3),
+        ({"generation_config": GenerationConfig(max_length=41)}, 3),
+        ({}, 20),
+    ):
+        with pytest.raises(TooLongError, match=rf"text 0 .* 38 .*max_new_tokens \({more}\)"):
+            model.generate(**prompts, **options)
+    assert model.generate(**prompts, max_length=40, do_sample=False).shape[1] == 2
+    model.decoder.generation_config.max_length = 42
+    with pytest.raises(TooLongError, match=r"text 0 .* 38 .*max_new_tokens \(4\)"):
+        model.generate(**prompts)
     # Lines may be longer than the texts on them.
     packed = {name: torch.cat([value[:1, :30], value[:1, :30]], 1) for name, value in batch.items()}
     packed["segment_ids"] = torch.tensor([[0] * 30 + [1] * 30])
