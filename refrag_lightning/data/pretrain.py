@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -179,6 +180,11 @@ class PretrainDataModule(CorpusDataModule):
         if sample.reading == "compressed":
             return example
         return replace(example, task=f"{sample.task}-{sample.reading}")
+
+    def data_key(self) -> Any:
+        """The corpus' key, and what decides which context and task comes when."""
+        order = [asdict(self.curriculum), self.in_stages, self.tasks]
+        return [*super().data_key(), *order]
 
     def training_data(self) -> Samples:
         """The training samples in their order."""

@@ -194,6 +194,30 @@ def test_streaming_gives_the_cached_pieces(tokenizer, cache):
     assert sorted(map(key, streamed)) == sorted(map(key, cached))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("changed", ["source", "spans", "max_tokens"])
+def test_a_place_in_other_text_is_refused(tokenizer, cache, streaming, changed):
+    def of(name="lines", **options):
+        settings = {"source": Lines(TEXTS * 3, name), "max_tokens": 64, "streaming": streaming}
+        data = AlignmentDataModule(tokenizer=tokenizer, **{**settings, **options})
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+        return data
+
+    loader = of().train_dataloader()
+    settings = {**loader.settings, "data": loader.data_key}
+    state = {"ranks": [{**loader.begin, "batch": 3}], "settings": settings}
+    # The same text in another place, as a retry on another machine finds it.
+    same = of("elsewhere")
+    same.load_state_dict(state)
+    assert same.train_dataloader().begin["batch"] == 3
+    # As many pieces, but other ones.
+    options = {"source": Lines(TEXTS[::-1] * 3, "others"), "spans": "row", "max_tokens": 65}
+    other = of(**{changed: options[changed]})
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"after batch 3 of an epoch of other training data"):
+        other.train_dataloader()
+
+
 def test_text_without_a_span_is_an_error(tokenizer, cache, tmp_path):
     with pytest.raises(NoSpansError, match=r"not one span of the 2 train texts of .*lines"):
         AlignmentDataModule(source=Lines(["", " \x01"]), tokenizer=tokenizer).examples("train")

@@ -323,3 +323,25 @@ def test_chat_needs_a_template():
     tokenizer = refrag("tiny/encoder", "tiny/encoder-cased")
     with pytest.raises(ValueError, match=r"chat \(true\) needs a decoder with a chat template"):
         _data(tokenizer, chat=True).example(Sample("train", 0, 4, "continue"), 4)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"max_rows": 16}, {"num_stages": 4}, {"curriculum": False}, {"tasks": {"continue": 1.0}}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_place_in_another_curriculum_is_refused(changed):
+    def of(**options):
+        data = _data(**options)
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=None)
+        return data
+
+    loader = of().train_dataloader()
+    settings = {**loader.settings, "data": loader.data_key}
+    state = {"ranks": [{"epoch": 0, "batch": 3, "processed": 3}], "settings": settings}
+    same, other = of(), of(**changed)
+    same.load_state_dict(state)
+    assert same.train_dataloader().begin["batch"] == 3
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"after batch 3 of an epoch of other training data"):
+        other.train_dataloader()
