@@ -262,7 +262,8 @@ def _numbers(item: str) -> list[str] | None:
     first, last = int(found[1]), int(found[2])
     if not first <= last < first + _LONGEST_RANGE:
         return None
-    return [str(number) for number in range(first, last + 1)]
+    # [01-03] names the documents 01, 02 and 03, as [01] does.
+    return [str(number).zfill(len(found[1])) for number in range(first, last + 1)]
 
 
 def _quote(value: str) -> str:

@@ -207,6 +207,8 @@ def cited(answer, ids=IDS):
         ("[2, 9] [7]", [("[2, 9]", [*"29"]), ("[7]", ["7"])]),
         ("[other, 2]", [("[other, 2]", ["other", "2"])]),
         ("[2-4]", [("[2-4]", ["2", "3", "4"])]),
+        # Numbers that are all of one width.
+        ("[01] [09-11]", [("[01]", ["01"]), ("[09-11]", ["09", "10", "11"])]),
     ],
 )
 def test_citations_are_found(answer, expected):
