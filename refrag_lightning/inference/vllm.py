@@ -18,7 +18,8 @@ tokens could be mistaken for a vector of another prompt.
 
     llm = LLM("decoder", enable_prompt_embeds=True, dtype="bfloat16")
     prompt = vllm_request(model, tokenizer, tokenizer(text))
-    llm.generate(prompt, SamplingParams(max_tokens=64))
+    ends = end_tokens(model, tokenizer)  # of model/answering.py; vLLM knows the decoder's own only
+    llm.generate(prompt, SamplingParams(temperature=0, max_tokens=64, stop_token_ids=ends))
 """
 
 from __future__ import annotations
