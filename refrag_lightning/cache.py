@@ -374,7 +374,8 @@ def sole_writer(place: Path, *, advice: str) -> Iterator[None]:
     The file `.NAME.lock` beside it names the holder. A holder on this machine counts as long as its
     process lives, so after a SIGKILL the next one begins at once. One that cannot be asked counts
     as long as it touches the file, which it does every ten seconds: whoever finds it waits for up
-    to a minute to see that. A process forked by the holder holds nothing.
+    to a minute to see that. A process forked by the holder holds nothing, and neither does a copy
+    of the file elsewhere.
 
     Args:
         place: A file or folder, which need not be there.
@@ -415,10 +416,16 @@ def _take(path: Path, me: Process, dead: str | None) -> tuple[Process, str] | No
     with _locked(path) as handle:
         text = _read(handle)
         holder = _holder(text)
+        place, inode = os.path.realpath(path), os.fstat(handle).st_ino
         if holder is not None and holder != me and text != dead and holder.is_alive() is not False:
-            return holder, text
+            entry = json.loads(text)
+            # Both are others in a copy of the holder's folder; one of them may be under a mount.
+            if entry.get("place", place) == place or entry.get("inode") == inode:
+                return holder, text
         entry = {
             **asdict(me),
+            "place": place,
+            "inode": inode,
             "machine": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
@@ -473,14 +480,14 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _read(handle: int) -> str:
-    return os.pread(handle, 4096, 0).decode(errors="replace")
+    return os.pread(handle, 1 << 16, 0).decode(errors="replace")
 
 
 def _holder(text: str) -> Process | None:
     """Who is in a lock file; nobody if it was killed while it wrote."""
     try:
         entry = json.loads(text)
-        return Process(entry["host"], entry["pid"], entry["started"])
+        return Process(entry["host"], int(entry["pid"]), int(entry["started"]))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -433,6 +434,19 @@ def test_a_second_writer_is_refused_until_the_first_ends(tmp_path, holder):
     assert str(error.value).endswith("; wait for its end") and "\n" not in str(error.value)
     holder.communicate("\n")
     hold(tmp_path)
+
+
+def test_a_copy_of_what_is_held_is_free(tmp_path, holder):
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    with sole_writer(tmp_path / "copy" / "run", advice="wait"):
+        pass
+    # The same place under another name is not.
+    (tmp_path / "link").symlink_to(tmp_path)
+    with (
+        pytest.raises(OSError, match=f"process {holder.pid}"),
+        sole_writer(tmp_path / "link" / "run", advice="wait"),
+    ):
+        pass
 
 
 def test_after_a_kill_the_next_writer_begins_at_once(tmp_path, holder):

@@ -113,7 +113,7 @@ _FORMS = (
         r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])",
     ),
     _form("an AWS key", "absk", r"\bABSK[A-Za-z0-9+/]{40,}"),
-    _form("a Hugging Face token", "hf_", r"\bhf_[A-Za-z0-9]{20,}"),
+    _form("a Hugging Face token", "hf_", r"\bhf_[A-Za-z0-9]{30,}"),
     _form("a Hugging Face token", "api_org_", r"\bapi_org_[A-Za-z0-9]{30,}"),
     _form("a Weights & Biases key", "wandb_v", r"\bwandb_v\d+_[A-Za-z0-9_]{20,}"),
     # The older ones are 40 hexadecimal digits, as a commit is: only behind "key" or the like.
@@ -181,12 +181,14 @@ _DUMMY_PASSWORDS = re.compile(
 # Files
 
 _KEY_NAME = re.compile(r"id_(rsa|dsa|ecdsa|ed25519|xmss)(?!.*\.(pub|py|md|rst)$)([_.-].*)?")
+# What editors and people put behind a name to keep an older file.
+_COPY = re.compile(r"(~|\.(bak|backup|old|orig|save))+$")
 _TEMPLATE = re.compile(r"[._-](example|sample|template|tmpl|dist)s?\b")
 # By the whole path, in small letters. These hold nothing but secrets.
 _SECRET_FILES = tuple(
     (kind, re.compile(rf"(?:.*/)?(?:{pattern})"))
     for kind, pattern in (
-        ("an environment file", r"\.env|\.env\.[^/]*"),
+        ("an environment file", r"\.env([^a-z/][^/]*)?"),
         ("a file of passwords", r"[._]netrc|\.git-?credentials|\.pgpass|pgpass\.conf"),
         ("a file of passwords", r"([^/]*\.)?htpasswd|\.mylogin\.cnf"),
         ("a file of passwords", r"\.vault[-_]pass(word)?(\.txt)?"),
@@ -207,7 +209,7 @@ _SETTINGS_FILES = re.compile(
     r"(?:.*/)?(?:[^/]*\.env|\.envrc|\.npmrc|\.yarnrc(\.yml)?|\.pypirc|\.dockercfg|\.dockerconfigjson"
     r"|\.docker/config\.json|[^/]*\.tfvars(\.json)?|\.my\.cnf|\.s3cfg|\.boto|\.databrickscfg"
     r"|\.?kaggle\.json|\.aws/[^/]*|credentials\.tfrc\.json|\.terraformrc"
-    r"|(credentials?|secrets?)(\.(toml|ya?ml|json|ini|txt|csv|env|properties))?|auth\.json"
+    r"|\.?(credentials?|secrets?)(\.(toml|ya?ml|json|ini|txt|csv|env|properties))?|auth\.json"
     r"|\.gradle/[^/]*)"
 )
 _ASSIGNMENT = re.compile(
@@ -310,7 +312,7 @@ def file_secrets(name: str, data: bytes) -> list[tuple[int, str]]:
         Lines, counted from 1, and what is there (`a private key`); line 0 stands for the whole
         file. Of a kind the first line only.
     """
-    path = name.lower()
+    path = _COPY.sub("", name.lower())
     base = path.rpartition("/")[2]
     # Made to be read: .env.example.
     template = _TEMPLATE.search(base) is not None

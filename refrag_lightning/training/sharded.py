@@ -13,6 +13,7 @@ A checkpoint holds what trains, and nothing else: in one file as that of any oth
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ from refrag_lightning.training.shards import gather_units, is_sharded, release_u
 
 META = "meta.pt"
 """The file of a checkpoint's folder that holds everything but tensors in shards."""
+
+# What the list of a checkpoint's shards is made of; data types of torch beside them.
+_LISTED = {
+    *(("torch", "Size"), ("torch.serialization", "_get_layout")),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(("pathlib", name) for name in ("PosixPath", "WindowsPath")),
+    *(("pathlib._local", name) for name in ("PosixPath", "WindowsPath")),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata"),
+            *("TensorProperties", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
+}
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -250,7 +266,7 @@ def _read(
         like: Beginning of a name up to its last `/` -> a parameter in shards. A tensor of the same
             shape is read as such shards; all else is read whole.
     """
-    reader = dcp.FileSystemReader(folder)
+    reader = _Reader(folder)
     tensors: dict[str, Tensor] = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():
         if not name.startswith(prefix):
@@ -263,3 +279,34 @@ def _read(
             tensors[name] = torch.zeros(entry.size, dtype=entry.properties.dtype)
     dcp.load(tensors, storage_reader=reader)
     return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads shards without running code: torch's own reader takes any pickle as their list."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp.metadata.Metadata:
+        """Which tensors there are, and in which file of the folder.
+
+        Raises:
+            ValueError: If the list is none, holds code, or names a file that is not in the folder.
+        """
+        path = Path(self.path) / ".metadata"
+        with path.open("rb") as file:
+            try:
+                metadata = _Unpickler(file).load()
+                files = {entry.relative_path for entry in metadata.storage_data.values()}
+            except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+                raise ValueError(f"{path} is no list of a checkpoint's shards: {error}") from error
+        for name in sorted(files):
+            if Path(name).name != name:
+                raise ValueError(f"{path} names {name!r}; a shard lies in the checkpoint itself")
+        metadata.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and (module, name) not in _LISTED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, and code is not run")
+        return super().find_class(module, name)

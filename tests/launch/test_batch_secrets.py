@@ -246,9 +246,10 @@ def test_forms_are_found_in_any_text_by_their_line(case):
         "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIiw"
         "iaWF0IjoxNTE2MjM5MDIyfQ.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c",
         "hf_hub_download(repo, token=token); model.pad_token = 'a'; password = get_password()",
+        "from transformers import AutoModelForCausalLM as hf_" + "AutoModelForCausalLM",
         "image/png;base64," + base64.b64encode(bytes(range(256)) * 20).decode(),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_dummies_and_what_only_looks_like_a_secret_pass(text):
     assert file_secrets("docs/a.md", text.encode()) == []
@@ -272,6 +273,7 @@ def test_dummies_and_what_only_looks_like_a_secret_pass(text):
         *["x_accessKeys.csv", "kubeconfig", ".kube/config", "prod.kubeconfig", "terraform.tfstate"],
         *["infra/terraform.tfstate.backup", "store.p12", "cert.PFX", ".huggingface/token"],
         *[".cache/huggingface/token", ".vault-token"],
+        *[".env~", ".env-prod", ".env_local", ".env copy", ".netrc.bak", ".aws/credentials.old"],
     ],
 )
 def test_files_that_are_known_to_hold_secrets(name):
@@ -297,6 +299,14 @@ SETTINGS = [
     ("kaggle.json", '{"username":"me","key":"0a1b2c3d"}', 1),
     (".env.example", "DB_PASS=hunter2\nHF_TOKEN=\nOPENAI_API_KEY=your-key\n", None),
     (".env.example", "DB_PASS=\nHF_TOKEN=" + HF, 2),
+    ("prod.env.bak", "DB_PASS=hunter2\n", 1),
+    (".npmrc~", "//r.example/:_authToken=0a1b2c3d\n", 1),
+    (".secrets.toml", "[default]\npassword = 'hunter2'\n", 2),
+    (".credentials", "[default]\nregion = eu\n", None),
+    (".envrc", "use flake\n", None),
+    (".environment.md", "about .env\n", None),
+    (".env-example", "DB_PASS=\n", None),
+    (".env.example.bak", "DB_PASS=\n", None),
     (".env.sample", "A=1\nSERVICE_TOKEN=" + LETTERS[:32], 2),
     (".ssh/known_hosts", "host ssh-ed25519 AAAA\n", None),
     ("id_rsa.pub", "ssh-rsa AAAA me\n", None),
