@@ -77,6 +77,12 @@ class _Form(NamedTuple):
 
 
 def _form(kind: str, mark: str, pattern: str) -> _Form:
+    # A pattern that begins with a word is looked for by that word, and only then is it asked
+    # whether one begins there: the other way round every character would be tried.
+    begins = re.match(r"\\b([\w-]+)(?![?*+{])", pattern)
+    if begins is not None:
+        word = begins[1]
+        pattern = rf"{word}(?<=\b{word}){pattern[begins.end() :]}"
     return _Form(kind, mark, re.compile(pattern))
 
 
