@@ -43,6 +43,20 @@ class Capitals(QuestionSource):
         return {"capitals": len(CAPITALS)}
 
 
+def learn(model, batch, *, until):
+    """Overfits the decoder to a batch; leaves the model in evaluation mode."""
+    model.set_trainable(["decoder"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(1000):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss <= until:
+            break
+    model.eval()
+
+
 def tokenizer_of(style):
     return RefragTokenizer(None, styled(style), compression=1)
 
@@ -129,17 +143,7 @@ def test_six_answers_are_learnt_and_given_by_every_way_to_ask(style):
     torch.nn.init.normal_(model.get_input_embeddings().weight.data[known:], std=0.5)
     model.decoder.generation_config.eos_token_id = None
     batch = tokenizer.build([e.segments for e in examples_of(tokenizer)], text_only=True)
-    model.set_trainable(["decoder"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    loss = torch.tensor(9.0)
-    for _ in range(1000):
-        if loss <= 0.1:
-            break
-        loss = model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
+    learn(model, batch, until=0.1)
 
     pipeline = RefragPipeline(model, tokenizer)
     asked = asked_of(tokenizer)
@@ -177,7 +181,6 @@ def test_answers_are_learnt_with_an_artificial_space(kind):
     ends["pad_token_id"] = decoder.eos_token_id
     config = LlamaConfig(vocab_size=len(decoder), **shape, **heads, **ends)
     model = PlainModel(LlamaForCausalLM(config))
-    model.set_trainable(["decoder"])
     asked = [[{"role": "user", "content": question}] for question in pairs]
     answered = [
         [*question, {"role": "assistant", "content": answer}]
@@ -187,16 +190,7 @@ def test_answers_are_learnt_with_an_artificial_space(kind):
     batch = tokenizer.build(
         [render_chat(decoder, each, add_generation_prompt=False, **style) for each in answered]
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    loss = torch.tensor(9.0)
-    for _ in range(1000):
-        if loss <= 0.01:
-            break
-        loss = model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
+    learn(model, batch, until=0.01)
     pipeline = RefragPipeline(model, tokenizer)
     assert [pipeline(q, max_new_tokens=24).text for q in pairs] == [*pairs.values()]
     tokens = model.generate(
