@@ -42,6 +42,7 @@ class AskedQuestion:
         prompt: The conversation up to the place where the answer goes.
         golds: Texts of all gold passages that the data has for it, read with it or not; questions
             with the same ones are not independent.
+        article: Title of the first of these, or "".
     """
 
     index: int
@@ -54,6 +55,7 @@ class AskedQuestion:
     segments: tuple[Segment, ...] = ()
     prompt: tuple[Segment, ...] = ()
     golds: tuple[str, ...] = ()
+    article: str = ""
 
     @property
     def num_passages(self) -> int:
@@ -186,6 +188,7 @@ class QuestionDataModule(ResumableDataModule):
             segments=tuple(whole),
             prompt=tuple(replace(segment, train=False) for segment in prompt),
             golds=tuple(" ".join(p.text.split()) for p in question.passages if p.gold),
+            article=next((p.title for p in question.passages if p.gold), ""),
         )
 
     def choose(self, index: int, passages: Sequence[Passage]) -> list[Passage]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from refrag_lightning.data.cloze import answer_kind
 from refrag_lightning.data.question_batches import AskedQuestion
 from refrag_lightning.evaluation.gap import (
     MIN_GROUPS,
@@ -26,8 +27,14 @@ from refrag_lightning.evaluation.gap import (
 )
 from refrag_lightning.evaluation.measures import Entry, Measure
 from refrag_lightning.evaluation.metrics import SCORES, Resilience
-from refrag_lightning.evaluation.readings import CONTROLS
+from refrag_lightning.evaluation.readings import CONTROLS, WITH_SHARE
 from refrag_lightning.evaluation.report import Cell, Plot, Report, Table
+
+MAX_ARTICLES = 30
+"""Most titles of gold passages that have figures of their own."""
+
+# What is between full text and none.
+_BETWEEN = ("rows", "cut", *WITH_SHARE)
 
 
 def num_columns(entries: Sequence[Entry]) -> int:
@@ -91,7 +98,7 @@ class Answers:
             for entry in measure.entries:
                 figures[f"{name}/{entry.key}"] = measure.mean(entry).value
                 closed = measure.closed(entry)
-                if entry.reading.kind == "rows" and isinstance(closed, Interval):
+                if entry.reading.kind in ("rows", *WITH_SHARE) and isinstance(closed, Interval):
                     figures[f"closed/{name}/{entry.key}"] = closed.value
         return figures
 
@@ -117,6 +124,9 @@ class Answers:
         notes += [f"Brackets: 95 % intervals of a paired bootstrap over {drawn}."]
         if num_groups < MIN_GROUPS:
             notes += [f"No intervals and no shares of a gap: {drawn} are fewer than {MIN_GROUPS}."]
+        notes += ["positions: of the prompt, as the decoder reads it, on average."]
+        if (number := self._num_articles) > MAX_ARTICLES:
+            notes += [f"By article is left out: {number} titles, more than {MAX_ARTICLES}."]
         rows: list[list[Cell]] = []
         for entry in self.entries:
             cells = [m.mean(entry) if entry in m.entries else None for m in self.measures.values()]
@@ -126,6 +136,8 @@ class Answers:
     def _gaps(self) -> Table:
         rows: list[list[Cell]] = []
         notes = ["Share of the gap closed: (reading - none) / (full - none)."]
+        if any(entry.model != "model" for entry in self.entries):
+            notes.append("full and none: of the model and its baseline the better one here.")
         gaps: list[Cell] = []
         for name, measure in self.measures.items():
             if measure.none is None or measure.full is None:
@@ -145,7 +157,7 @@ class Answers:
             rows = [
                 [entry.label, *(m.closed(entry) for m in self.measures.values())]
                 for entry in self.entries
-                if entry.model == "model" and entry.reading.kind in ("rows", "cut")
+                if entry.model == "model" and entry.reading.kind in _BETWEEN
             ]
             rows.append(["full - none itself", *gaps])
         return Table("Gap closed", ["reading", *self.measures], rows, notes)
@@ -182,38 +194,43 @@ class Answers:
         asked = self.asked
         labels = {
             "kind of question": [question.kind or "-" for question in asked],
-            "kind of answer": [question.detail or "-" for question in asked],
+            "kind of answer": [_kind_of_answer(question) for question in asked],
+            "article": [question.article or "-" for question in asked],
             "place of the gold passage": [
                 "-" if q.gold_place is None else str(q.gold_place + 1) for q in asked
             ],
             "number of passages": [str(question.num_passages) for question in asked],
             "gold passage shown": ["no" if q.gold_place is None else "yes" for q in asked],
         }
+        if self._num_articles > MAX_ARTICLES:
+            del labels["article"]
         return {name: names for name, names in labels.items() if len(set(names)) > 1}
 
+    @property
+    def _num_articles(self) -> int:
+        return len({question.article for question in self.asked if question.article})
+
     def _group(self, name: str, labels: list[str]) -> Table:
-        measures = {n: m for n, m in self.measures.items() if n in ("nll", "em")}
-        columns = [name, "questions"]
-        notes = [
-            f"undefined: full - none may be 0, or there are fewer than {MIN_GROUPS} questions."
-        ]
+        measures = {n: m for n, m in self.measures.items() if n in ("nll", "em", "f1")}
+        columns = [name, "reading", "questions"]
+        columns += [column for n in measures for column in (n, f"{n} closed")]
         rows: list[list[Cell]] = []
         for label in sorted(set(labels), key=_natural):
             mask = np.asarray([other == label for other in labels])
-            row: list[Cell] = [label, int(mask.sum())]
-            columns = columns[:2]
-            for measure_name, whole in measures.items():
-                measure = whole.of(mask)
-                for base in (measure.none, measure.full):
-                    if base is not None:
-                        kind = "none" if base == measure.none else "full"
-                        columns.append(f"{measure_name} {kind}")
-                        row.append(measure.mean(base).value)
-                for entry in measure.entries:
-                    if entry.model == "model" and entry.reading.kind == "rows":
-                        columns += [f"{measure_name} {entry.label}", f"closed@{entry.reading.rate}"]
-                        row += [measure.mean(entry).value, measure.closed(entry)]
-            rows.append(row)
+            parts = [measure.of(mask) for measure in measures.values()]
+            for entry in self.entries:
+                if entry.reading.kind not in ("none", "full", *_BETWEEN):
+                    continue
+                between = entry.reading.kind in _BETWEEN
+                cells: list[Cell] = []
+                for part in parts:
+                    cells.append(part.mean(entry) if entry in part.entries else None)
+                    cells.append(part.closed(entry) if between else None)
+                rows.append([label, entry.label, int(mask.sum()), *cells])
+        notes = [
+            f"undefined: full - none may be 0, or there are fewer than {MIN_GROUPS} questions, "
+            "or sets of them."
+        ]
         return Table(f"By {name}", columns, rows, notes)
 
     def _resilience(self) -> Table:
@@ -263,7 +280,8 @@ class Answers:
             for entry in measure.entries:
                 if entry.reading.rate is not None and entry.model == "model":
                     point = (float(entry.reading.rate), measure.mean(entry))
-                    series.setdefault(entry.reading.kind, []).append(point)
+                    kind = entry.label.replace(f"@{entry.reading.rate}", "")
+                    series.setdefault(kind, []).append(point)
             lines = {
                 e.label: measure.mean(e).value for e in measure.entries if e.reading.rate is None
             }
@@ -281,6 +299,13 @@ class Answers:
                 if entry.model == "model" and entry.reading.kind in ("rows", "full", "none"):
                     series.setdefault(entry.label, []).append((label, measure.mean(entry)))
         return Plot("nll by place of the gold passage", "place", "nll", series)
+
+
+def _kind_of_answer(question: AskedQuestion) -> str:
+    """As the data has it; where that says nothing of the question, by its first answer."""
+    if question.kind or question.detail:
+        return question.detail or "-"
+    return answer_kind(question.references[0])
 
 
 def _natural(label: str) -> tuple[float, str]:

@@ -64,7 +64,8 @@ class Measure:
     Attributes:
         none: What counts as no documents: the better of the model itself and the closed-book
             baseline.
-        full: What counts as full text: the full-text baseline, or else the model itself.
+        full: What counts as full text: the better of the model itself and the full-text baseline.
+            On the same questions, so neither choice is in favour of what is between them.
         titles: The reading of the headers alone.
     """
 
@@ -86,10 +87,12 @@ class Measure:
         self.options = options
         self.bootstrap = Bootstrap(values_NE, weights_N=weights_N, groups_N=groups_N, **options)
         sign = 1 if less else -1
-        nones = [entry for entry in entries if entry.reading.kind == "none"]
-        self.none = min(nones, key=lambda e: sign * self.mean(e).value, default=None)
-        fulls = [entry for entry in entries if entry.reading.kind == "full"]
-        self.full = min(fulls, key=lambda e: e.model == "model", default=None)
+
+        def best(kind: str) -> Entry | None:
+            of_kind = [entry for entry in entries if entry.reading.kind == kind]
+            return min(of_kind, key=lambda e: sign * self.mean(e).value, default=None)
+
+        self.none, self.full = best("none"), best("full")
         self.titles = next((e for e in entries if e.reading.kind == "titles"), None)
 
     def of(self, mask_N: np.ndarray) -> Measure:

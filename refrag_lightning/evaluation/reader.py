@@ -123,6 +123,7 @@ class Reader:
         *,
         banks: Banks | None = None,
         others: Sequence[Sequence[str]] = (),
+        questions: Sequence[str] = (),
     ) -> Likelihood:
         """What the segments with `train` cost, in one pass with the right tokens before each.
 
@@ -131,11 +132,12 @@ class Reader:
             reading: How their documents are read.
             banks: What `encode` gave for their documents; encoded here if None.
             others: For the reading `other`, each text's strange documents.
+            questions: For readings that choose rows, what each text asks.
 
         Raises:
             ValueError: If a text has no target. (One that opens a text is none.)
         """
-        batch = self._batch(texts, reading, banks, others, padding_side="right")
+        batch = self._batch(texts, reading, banks, others, questions, padding_side="right")
         labels_BS = batch["labels"]
         wanted_BS = labels_BS != -100
         with self._projector(reading):
@@ -164,6 +166,7 @@ class Reader:
         *,
         banks: Banks | None = None,
         others: Sequence[Sequence[str]] = (),
+        questions: Sequence[str] = (),
         max_new_tokens: int = 32,
         **options: Any,
     ) -> list[str]:
@@ -174,10 +177,11 @@ class Reader:
             reading: How their documents are read.
             banks: As in `likelihood`.
             others: As in `likelihood`.
+            questions: As in `likelihood`.
             max_new_tokens: Most tokens of an answer.
             options: Further ones of `answer`.
         """
-        batch = self._batch(prompts, reading, banks, others, padding_side="left")
+        batch = self._batch(prompts, reading, banks, others, questions, padding_side="left")
         options["max_new_tokens"] = max_new_tokens
         with self._projector(reading):
             return answer(self.model, self.tokenizer, batch, **options)
@@ -188,11 +192,17 @@ class Reader:
         reading: Reading,
         banks: Banks | None,
         others: Sequence[Sequence[str]],
+        questions: Sequence[str],
         *,
         padding_side: Any,
     ) -> RefragBatch:
         batch, segments = build(
-            texts, reading, self.tokenizer, others=others, padding_side=padding_side
+            texts,
+            reading,
+            self.tokenizer,
+            others=others,
+            questions=questions,
+            padding_side=padding_side,
         )
         if reading.has_rows:
             assert reading.rate is not None

@@ -11,20 +11,24 @@
 | `other@8` | under their own headers the rows of another question's documents |
 | `random@8` | their rows through a projector with random weights |
 | `zero@8` | zero vectors in their rows' places |
+| `bm25@8+0.1` | their rows of 8, a tenth of a prompt's as their own tokens: the best ones by BM25 |
+| `drawn@8+0.1` | the same with as many rows that are drawn: what the choice is worth |
 
-The last three are controls: they show the same positions and headers as `rows`, and nothing of
-the documents, so what they score above `titles` (where headers tell nothing, above `none`) does
-not come from documents. All of them go through the model's own `embed`: a reading is a change of
-the segments, of what is expanded, or of the projector.
+`other`, `random` and `zero` are controls: they show the same positions and headers as `rows`, and
+nothing of the documents, so what they score above `titles` (where headers tell nothing, above
+`none`) does not come from documents. All of them go through the model's own `embed`: a reading is a
+change of the segments, of what is expanded, or of the projector.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -35,19 +39,23 @@ from refrag_lightning.model import RefragModel
 from refrag_lightning.model.decoder import word_embeddings
 from refrag_lightning.text.batch import RefragBatch
 from refrag_lightning.text.documents import Document
+from refrag_lightning.text.expansion import num_expanded
 from refrag_lightning.text.plain import After
 from refrag_lightning.text.segments import Segment
 from refrag_lightning.text.tokenizer import RefragTokenizer
 
-Kind = Literal["rows", "full", "cut", "last", "none", "titles", "other", "random", "zero"]
+Kind = Literal[
+    "rows", "full", "cut", "last", "none", "titles", "other", "random", "zero", "bm25", "drawn"
+]
 Segments = Sequence[Segment]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-WITH_RATE: tuple[Kind, ...] = ("rows", "cut", "last", "other", "random", "zero")
-WITH_ROWS: tuple[Kind, ...] = ("rows", "other", "random", "zero")
 CONTROLS: tuple[Kind, ...] = ("other", "random", "zero")
+WITH_SHARE: tuple[Kind, ...] = ("bm25", "drawn")
+WITH_ROWS: tuple[Kind, ...] = ("rows", *CONTROLS, *WITH_SHARE)
+WITH_RATE: tuple[Kind, ...] = (*WITH_ROWS, "cut", "last")
 
-_NAME = re.compile(r"([a-z]+)(?:@(\d+))?")
+_NAME = re.compile(r"([a-z][a-z\d]*)(?:@(\d+))?(?:\+(\d*\.?\d+))?")
 
 
 @dataclass(frozen=True)
@@ -57,14 +65,17 @@ class Reading:
     Attributes:
         kind: Which.
         rate: Tokens a row, of the kinds that have rows or are as long as them.
+        share: Of a prompt's rows, those that stand as their own tokens, of the kinds that choose
+            some; rounded as where a share is drawn in training.
     """
 
     kind: Kind
     rate: int | None = None
+    share: float | None = None
 
     @classmethod
     def parse(cls, name: str) -> Reading:
-        """The reading of a name such as `full` or `rows@8`.
+        """The reading of a name such as `full`, `rows@8` or `bm25@8+0.1`.
 
         Raises:
             ValueError: If there is no such reading.
@@ -73,15 +84,22 @@ class Reading:
         if found is None or found[1] not in KINDS:
             raise ValueError(f"there is no reading {name!r}; there are {', '.join(KINDS)}")
         kind: Any = found[1]
-        if (found[2] is not None) != (kind in WITH_RATE):
+        given = (found[2] is not None, found[3] is not None)
+        if given != (kind in WITH_RATE, kind in WITH_SHARE):
             wanted = f"{kind}@RATE, such as {kind}@8" if kind in WITH_RATE else kind
+            if kind in WITH_SHARE:
+                wanted = f"{kind}@RATE+SHARE, such as {kind}@8+0.1"
             raise ValueError(f"the reading {name!r} has to be written {wanted}")
-        return cls(kind, int(found[2]) if found[2] else None)
+        share = float(found[3]) if found[3] else None
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"the reading {name!r} has a share of rows that is not above 0 to 1")
+        return cls(kind, int(found[2]) if found[2] else None, share)
 
     @property
     def name(self) -> str:
         """As `parse` takes it."""
-        return self.kind if self.rate is None else f"{self.kind}@{self.rate}"
+        rate = "" if self.rate is None else f"@{self.rate}"
+        return f"{self.kind}{rate}" + ("" if self.share is None else f"+{self.share:g}")
 
     @property
     def has_rows(self) -> bool:
@@ -93,7 +111,7 @@ def readings_of(kinds: Sequence[str], rates: Sequence[int]) -> list[Reading]:
     """Readings by name; a kind without its rate stands for that kind at each rate.
 
     Args:
-        kinds: Names such as `full`, `rows@8`, or `rows` for every rate.
+        kinds: Names such as `full`, `rows@8`, or `rows` and `bm25+0.1` for every rate.
         rates: The rates.
 
     Returns:
@@ -104,7 +122,8 @@ def readings_of(kinds: Sequence[str], rates: Sequence[int]) -> list[Reading]:
     """
     readings: dict[Reading, None] = {}
     for kind in kinds:
-        names = [f"{kind}@{rate}" for rate in rates] if kind in WITH_RATE else [kind]
+        bare, plus, share = kind.partition("+")
+        names = [f"{bare}@{rate}{plus}{share}" for rate in rates] if bare in WITH_RATE else [kind]
         readings.update((Reading.parse(name), None) for name in names)
     return list(readings)
 
@@ -159,15 +178,68 @@ def build(
     tokenizer: RefragTokenizer,
     *,
     others: Sequence[Sequence[str]] = (),
+    questions: Sequence[str] = (),
     padding_side: Literal["left", "right"] = "right",
 ) -> tuple[RefragBatch, list[list[Segment]]]:
-    """The batch of a reading, and the segments that it was built of; arguments as in `read`."""
+    """The batch of a reading, and the segments that it was built of.
+
+    Args:
+        texts: As in `read`, and so are the following arguments.
+        reading: How to read them.
+        tokenizer: The model's tokenizer.
+        others: For `other`.
+        questions: For each text what its rows are chosen for, where the reading chooses some.
+        padding_side: Where shorter texts are padded.
+
+    Raises:
+        ValueError: As in `read`; or rows are to be chosen and a text has no question.
+    """
     segments = read(texts, reading, tokenizer, others=others)
     if reading.has_rows:
         assert reading.rate is not None
         tokenizer = tokenizer.at(reading.rate)
-    batch = tokenizer.build(segments, text_only=not reading.has_rows, padding_side=padding_side)
+    expand: Any = "none"
+    if reading.share is not None:
+        if len(questions) != len(segments):
+            raise ValueError(
+                f"the reading {reading.name!r} needs each text's question: "
+                f"there are {len(questions)} for {len(segments)} texts"
+            )
+        expand = _chosen_rows(segments, reading, tokenizer, questions)
+    batch = tokenizer.build(
+        segments, expand=expand, text_only=not reading.has_rows, padding_side=padding_side
+    )
     return batch, segments
+
+
+def best_rows(texts: Sequence[str], question: str, number: int) -> np.ndarray:
+    """The rows that BM25 finds nearest to a question; ties, as of rows without a match, in order.
+
+    The scores are those of `retrieval.bm25` (as Lucene computes it: Kamphuis et al. 2020), with a
+    row for a passage: English stems, without stop words.
+
+    Args:
+        texts: The characters of each row, of all documents of a prompt.
+        question: What is asked.
+        number: How many rows.
+
+    Returns:
+        (number,) their indices, rising.
+    """
+    import bm25s
+    import Stemmer
+
+    options: dict[str, Any] = {"stopwords": "english", "stemmer": Stemmer.Stemmer("english")}
+    options |= {"token_pattern": r"(?u)\b\w+\b", "show_progress": False}
+    scores = np.zeros(len(texts), dtype=np.float32)
+    words = bm25s.tokenize(list(texts), **options)
+    asked = bm25s.tokenize([question], return_ids=False, **options)[0]
+    # bm25s can neither index nothing nor look for it.
+    if any(word in words.vocab for word in asked):
+        index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+        index.index(words, show_progress=False)
+        scores = index.get_scores_from_ids(index.get_tokens_ids(asked))
+    return np.sort(np.argsort(-scores, kind="stable")[:number])
 
 
 class RowBank:
@@ -207,7 +279,7 @@ class RowBank:
         """Gives a batch the states of its rows in place, and takes its encoder's tokens away.
 
         Args:
-            batch: Built at the same rate with nothing expanded.
+            batch: Built at the same rate; of a row that stands as tokens the state is not read.
             texts: The segments that it was built of.
 
         Raises:
@@ -279,6 +351,31 @@ def projector_of(
         yield
     finally:
         model.projector = own
+
+
+def _chosen_rows(
+    texts: Sequence[Segments],
+    reading: Reading,
+    tokenizer: RefragTokenizer,
+    questions: Sequence[str],
+) -> list[np.ndarray]:
+    """For each text the rows that stand as tokens, its documents' rows one behind the other."""
+    unique = list(dict.fromkeys(d for text in texts for d in documents_of(text)))
+    rows_of = {
+        document: [document[start:end] for start, end in pairwise(packed.bounds)]
+        for document, packed in zip(unique, tokenizer.pack(unique), strict=True)
+    }
+    chosen = []
+    for text, question in zip(texts, questions, strict=True):
+        rows = [row for document in documents_of(text) for row in rows_of[document]]
+        number = num_expanded(len(rows), reading.share or 0.0)
+        if reading.kind == "bm25":
+            chosen.append(best_rows(rows, question, number))
+        else:
+            # The same for a question whatever it stands beside, and whoever reads it.
+            rng = np.random.default_rng(zlib.crc32(question.encode()))
+            chosen.append(np.sort(rng.permutation(len(rows))[:number]))
+    return chosen
 
 
 def _without_documents(text: Segments) -> list[Segment]:

@@ -48,6 +48,11 @@ def expansion_masks(num_rows: Sequence[Sequence[int]], expand: Expand) -> list[l
     return masks
 
 
+def num_expanded(num_rows: int, share: float) -> int:
+    """How many rows a share is, rounded; at least one unless the share is 0 or there is none."""
+    return max(1, round(share * num_rows)) if share and num_rows else 0
+
+
 def _mask(num_rows: int, chosen: ExpandText, number: int) -> np.ndarray:
     """The rows (C,) of one text that are expanded."""
     if isinstance(chosen, str):
@@ -70,12 +75,10 @@ def _mask(num_rows: int, chosen: ExpandText, number: int) -> np.ndarray:
 
 
 def _draw(num_rows: int, share: float) -> np.ndarray:
-    """A share of the rows, rounded; at least one unless the share is 0 or there is none."""
     if not 0 <= share <= 1:
         raise ValueError(f"expand ({share}) as a share of the rows must lie between 0 and 1")
     mask = np.zeros(num_rows, dtype=bool)
-    if share and num_rows:
-        count = max(1, round(share * num_rows))
+    if count := num_expanded(num_rows, share):
         mask[np.random.choice(num_rows, count, replace=False)] = True
     return mask
 

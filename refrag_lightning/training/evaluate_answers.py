@@ -36,12 +36,13 @@ class AnswerEvaluation(Evaluation):
 
     Args:
         init_from: Folder of the model, or of the run that made it.
-        full_model: Folder of a model that was trained on the same data with documents as text: what
-            full text is worth. The model itself if None.
+        full_model: Folder of a model that was trained on the same data with documents as text. What
+            counts as full text is the better of it and the model itself, for each measure.
         closed_model: Folder of a model that was trained on the same data without documents. What
-            counts as none is the better of it and the model itself.
-        readings: What is read, such as rows@8; without a rate, at each of `rates`. rows, full, cut,
-            none, titles, other, random and zero if None (see `evaluation.readings`).
+            counts as none is the better of it and the model itself, for each measure.
+        readings: What is read, such as rows@8 or bm25@8+0.1; without a rate (rows, bm25+0.1), at
+            each of `rates`. rows, full, cut, none, titles, other, random and zero if None (see
+            `evaluation.readings`).
         generate: Of these readings an answer is written too; rows, full, cut and none if None.
         rates: Tokens a row; all that the model has if None.
         max_new_tokens: Most tokens of an answer.
@@ -133,7 +134,13 @@ class AnswerEvaluation(Evaluation):
             reader = self._readers[entry.model]
             names = [f"question {question.id!r}, read as {entry.key}," for question in asked]
             with naming_texts(names, "give fewer passages (num_passages) or other readings"):
-                found = reader.likelihood(texts, entry.reading, banks=banks, others=batch.others)
+                found = reader.likelihood(
+                    texts,
+                    entry.reading,
+                    banks=banks,
+                    others=batch.others,
+                    questions=[question.question for question in asked],
+                )
                 answers = self._answers(entry, batch, banks) if entry.generates else None
             columns += [found.nats_B, found.targets_B, found.positions_B]
             if answers is not None:
@@ -200,6 +207,7 @@ class AnswerEvaluation(Evaluation):
             entry.reading,
             banks=banks,
             others=batch.others,
+            questions=[question.question for question in batch.asked],
             max_new_tokens=self.max_new_tokens,
         )
 

@@ -46,6 +46,13 @@ def _answers(means, *, tokens=None, generates=True, scores=None, number=NUMBER, 
     return Answers(entries, values, _asked(number, golds), num_draws=300)
 
 
+def _grouped(report, name):
+    (table,) = [table for table in report.tables if table.name == name]
+    return {
+        tuple(row[:2]): dict(zip(table.columns[2:], row[2:], strict=True)) for row in table.rows
+    }
+
+
 def _table(report, name):
     (table,) = [table for table in report.tables if table.name == name]
     return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
@@ -86,6 +93,12 @@ def test_baselines_stand_for_full_and_for_the_better_none():
     assert worse.measures["nll"].none.label == "none"
     notes = " ".join(worse.report("A", {}).tables[1].notes)
     assert "full is full-text baseline, none is none" in notes
+    # An adapter for text that learnt too little takes nothing off the gap.
+    weak = _answers({**means, "full_model:full": 1.2}, generates=False)
+    assert weak.measures["nll"].full.label == "full"
+    assert weak.measures["nll"].closed(weak.entries[0]).value == pytest.approx(0.75 / 0.9)
+    notes = " ".join(weak.report("A", {}).tables[1].notes)
+    assert "the better one here" in notes and "full is full, none is none" in notes
 
 
 def test_more_is_better_for_scores():
@@ -129,15 +142,52 @@ def test_groups_are_the_questions_alone():
     names = [table.name for table in report.tables]
     # One kind of question makes no groups, and all have as many passages.
     assert "By kind of question" not in names and "By number of passages" not in names
-    kinds = _table(report, "By kind of answer")
-    assert kinds["date"]["questions"] == NUMBER // 2
-    assert kinds["date"]["em rows@4"] == pytest.approx(score[1::2].mean())
-    places = _table(report, "By place of the gold passage")
-    assert [*places] == ["1", "2", "-"]
-    assert places["2"]["em rows@4"] == pytest.approx(score[1::3].mean())
-    assert places["2"]["closed@4"] is not None
-    shown = _table(report, "By gold passage shown")
-    assert shown["no"]["questions"] == len(range(2, NUMBER, 3))
+    kinds = _grouped(report, "By kind of answer")
+    assert kinds["date", "rows@4"]["questions"] == NUMBER // 2
+    assert kinds["date", "rows@4"]["em"].value == pytest.approx(score[1::2].mean())
+    # With its interval, as of these questions alone.
+    alone = gap_closed(*[score[1::2]] * 3, num_draws=300).full
+    assert kinds["date", "rows@4"]["em"] == alone
+    assert kinds["date", "rows@4"]["f1"] == alone
+    assert kinds["date", "full"]["nll closed"] is None
+    places = _grouped(report, "By place of the gold passage")
+    assert [*dict.fromkeys(label for label, _ in places)] == ["1", "2", "-"]
+    assert places["2", "rows@4"]["em"].value == pytest.approx(score[1::3].mean())
+    assert places["2", "rows@4"]["nll closed"].value == pytest.approx(0.8)
+    shown = _grouped(report, "By gold passage shown")
+    assert shown["no", "none"]["questions"] == len(range(2, NUMBER, 3))
+
+
+def test_answers_have_a_kind_of_their_own_where_the_data_says_none():
+    answers = _answers({"rows@4": 1.2, "full": 1.0, "none": 2.0})
+    said = ["Ada Lovelace", "In May 1901", "12 miles", "because of the rain"]
+    answers.asked = [
+        replace(q, kind="", detail="", references=(said[n % 4], "Ada")) if n >= 8 else q
+        for n, q in enumerate(answers.asked)
+    ]
+    kinds = _grouped(answers.report("A", {}), "By kind of answer")
+    numbers = {label: row["questions"] for (label, name), row in kinds.items() if name == "full"}
+    assert numbers == {"date": 4 + 8, "name": 8, "number": 8, "other": 8, "place": 4}
+    # A question whose kind is known, but not the answer's, keeps that.
+    answers.asked = [replace(q, kind="one", detail="x" if q.index else "") for q in answers.asked]
+    kinds = _grouped(answers.report("A", {}), "By kind of answer")
+    assert {label for label, _ in kinds} == {"x", "-"}
+
+
+def test_articles_have_figures_where_they_are_few():
+    answers = _answers({"rows@4": 1.2, "cut@4": 1.5, "full": 1.0, "none": 2.0})
+    answers.asked = [replace(q, article=f"Page {q.index % 2}") for q in answers.asked]
+    report = answers.report("A", {})
+    table = _grouped(report, "By article")
+    assert [*table][:4] == [("Page 0", name) for name in ("rows@4", "cut@4", "full", "none")]
+    assert table["Page 1", "cut@4"]["nll closed"].value == pytest.approx(0.5)
+    mine = answers.measures["nll"].of(np.arange(NUMBER) % 2 == 1)
+    assert table["Page 1", "cut@4"]["nll"] == mine.mean(answers.entries[1])
+    assert "left out" not in report.text()
+    answers.asked = [replace(q, article=f"Page {q.index}") for q in answers.asked]
+    report = answers.report("A", {})
+    assert "By article" not in [table.name for table in report.tables]
+    assert "By article is left out: 40 titles, more than 30." in report.text()
 
 
 def test_questions_on_one_passage_are_drawn_together():

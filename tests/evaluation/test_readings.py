@@ -1,5 +1,6 @@
 """Readings: against plain forward passes, and what each may and may not depend on."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from refrag_lightning.evaluation.reader import without_end
 from refrag_lightning.evaluation.readings import (
     Reading,
+    best_rows,
     build,
     control_projectors,
     documents_of,
@@ -56,10 +58,21 @@ def test_names():
         "rows@8",
         "cut@4",
     ]
+    assert Reading.parse("bm25@8+.10") == Reading("bm25", 8, 0.1)
+    assert [r.name for r in readings_of(["bm25+0.1", "drawn@4+0.2"], [4, 8])] == [
+        "bm25@4+0.1",
+        "bm25@8+0.1",
+        "drawn@4+0.2",
+    ]
     for name, message in [
         ("ful", "no reading 'ful'"),
         ("full@4", "'full@4' has to be written full"),
         ("rows", "'rows' has to be written rows@RATE"),
+        ("rows@4+0.1", "'rows@4[+]0.1' has to be written rows@RATE, such as"),
+        ("bm25@4", "'bm25@4' has to be written bm25@RATE[+]SHARE, such as bm25@8[+]0.1"),
+        ("bm25+0.1", "'bm25[+]0.1' has to be written bm25@RATE[+]SHARE"),
+        ("bm25@4+0", "'bm25@4[+]0' has a share of rows that is not above 0"),
+        ("drawn@4+1.5", "'drawn@4[+]1.5' has a share of rows"),
     ]:
         with pytest.raises(ValueError, match=message):
             Reading.parse(name)
@@ -140,6 +153,83 @@ def test_cut_text_takes_as_many_positions_as_rows(reader, name):
     rows = reader.likelihood(texts, Reading("rows", reading.rate))
     cut = reader.likelihood(texts, reading)
     assert cut.positions_B.tolist() == rows.positions_B.tolist()
+
+
+def test_best_rows_are_those_of_bm25_worked_out_by_hand():
+    rows = ["The river rises", "in the hills", "rivers flow", "and the sea", "a river, a river"]
+    # Lucene's BM25 on stems without stop words: 2, 1, 2, 1 and 2 words, a mean of 1.6.
+    idf = math.log(1 + (5 - 3 + 0.5) / (3 + 0.5))
+
+    def score(count, length):
+        return idf * count / (count + 1.5 * (0.25 + 0.75 * length / 1.6))
+
+    assert score(2, 2) > score(1, 2) > 0
+    question = "What river is it?"
+    found = [best_rows(rows, question, number).tolist() for number in range(6)]
+    # Ties, and rows that have nothing of the question, in order.
+    assert found == [[], [4], [0, 4], [0, 2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
+    # Nothing to look for, or nothing to look in.
+    assert best_rows(rows, "Who?", 2).tolist() == [0, 1]
+    assert best_rows(["the", "..."], question, 1).tolist() == [0]
+    assert best_rows([], question, 0).tolist() == []
+
+
+def test_bm25_makes_tokens_of_the_rows_nearest_to_the_question(reader):
+    texts = _texts(reader)
+    reading = Reading.parse("bm25@4+0.2")
+    questions = ["What is Le Havre?", "Which country has this longest river?"]
+    batch, segments = build(texts, reading, reader.tokenizer, questions=questions)
+    bare, _ = build(texts, Reading("rows", 4), reader.tokenizer)
+    for text, trace, whole, question in zip(
+        segments, batch.trace, bare.trace, questions, strict=True
+    ):
+        documents = documents_of(text)
+        rows = [documents[row.document][row.start : row.end] for row in whole]
+        assert "".join(rows) == "".join(documents)
+        number = max(1, round(0.2 * len(rows)))
+        expected = best_rows(rows, question, number).tolist()
+        assert [n for n, row in enumerate(trace) if row.state == "tokens"] == expected
+    first = batch.trace[0]
+    assert any("Havre" in RIVER[r.start : r.end] for r in first if r.state == "tokens")
+
+    # The same as when the caller says so, in a batch or alone, and with rows of a bank.
+    expand = [[n for n, row in enumerate(t) if row.state == "tokens"] for t in batch.trace]
+    banks = reader.encode([RIVER, TOWER, LOIRE], [reading])
+    got = reader.likelihood(texts, reading, banks=banks, questions=questions)
+    for number, text in enumerate(texts):
+        own = reader.tokenizer.at(4).build([text], expand=[expand[number]])
+        logits = reader.model(**{k: v for k, v in own.items() if k != "labels"}).logits
+        labels = own["labels"][0, 1:]
+        nats = F.cross_entropy(logits[0, :-1], labels, ignore_index=-100, reduction="sum")
+        torch.testing.assert_close(got.nats_B[number], nats, rtol=1e-4, atol=1e-3)
+        assert got.positions_B[number] == int((labels != -100).nonzero()[0]) + 1
+    rows = reader.likelihood(texts, Reading("rows", 4), banks=banks)
+    full = reader.likelihood(texts, Reading("full"))
+    assert (rows.positions_B < got.positions_B).all() and (got.positions_B < full.positions_B).all()
+    with pytest.raises(ValueError, match=r"'bm25@4\+0.2' needs each text's question: there are 0"):
+        reader.likelihood(texts, reading)
+
+
+def test_drawn_rows_are_as_many_and_the_same_each_time(reader):
+    texts = _texts(reader)
+    questions = ["Where?", "Who?"]
+
+    def chosen(name, places):
+        some = [texts[n] for n in places]
+        batch, _ = build(
+            some,
+            Reading.parse(name),
+            reader.tokenizer,
+            questions=[questions[n] for n in places],
+        )
+        return [[row.state for row in trace] for trace in batch.trace]
+
+    drawn, best = chosen("drawn@4+0.3", [0, 1]), chosen("bm25@4+0.3", [0, 1])
+    assert [d.count("tokens") for d in drawn] == [b.count("tokens") for b in best]
+    assert drawn == [*chosen("drawn@4+0.3", [0]), *chosen("drawn@4+0.3", [1])]
+    everything = reader.likelihood(texts, Reading.parse("drawn@4+1"), questions=questions)
+    full = reader.likelihood(texts, Reading("full"))
+    torch.testing.assert_close(everything.nats_B, full.nats_B, rtol=1e-4, atol=1e-3)
 
 
 def test_a_plain_model_cuts_to_a_share_of_the_tokens(plain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shlex
 import subprocess
@@ -216,6 +217,128 @@ def test_the_tiny_chain_comes_to_its_report(tmp_path, monkeypatch):
     for words in ("rows@4", "rows@16", "full-text baseline", "closed-book baseline"):
         assert results.count(f"| {words} |") >= 3, words
     assert "![" not in results
+
+
+@pytest.fixture
+def little_data(tmp_path):
+    """data/ as the demonstration's chain reads it, made up: books, passages and questions."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+
+    def sentence(n):
+        town = ("Arden", "Birken", "Corley", "Dunmore")[n % 4] + "ville"
+        return f"The town of {town} was founded in {1700 + n} and it has {20 + n} old mills."
+
+    passages = [
+        {"id": str(n), "title": f"Page {n % 3}", "text": f"{sentence(n)} {sentence(n + 40)}"}
+        for n in range(24)
+    ]
+    questions = [
+        {
+            "id": str(n),
+            "question": f"What was founded in {1700 + n}?",
+            "answers": [("Ardenville", f"{20 + n} mills")[n % 2]],
+            "passages": [
+                {**passages[n], "gold": True},
+                *({**passages[(n + k) % 24], "gold": False} for k in (1, 2)),
+            ],
+        }
+        for n in range(24)
+    ]
+    text = "\n\n".join(" ".join(sentence(n + k) for k in range(6)) for n in range(60))
+    books = [{"id": "1", "title": "A book", "text": text}]
+    files = {"wiki_passages": passages}
+    files |= dict.fromkeys(("books_train", "books_val", "books_test"), books)
+    files |= dict.fromkeys(("squad_train", "squad_dev", "nq_train", "nq_dev"), questions)
+    for name, records in files.items():
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.mark.slow
+def test_the_demonstration_comes_from_data_to_its_tables(tmp_path, monkeypatch, little_data):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    fit = {
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2,
+        "trainer.limit_val_batches": 1,
+        "trainer.limit_test_batches": 1,
+        "data.init_args.batch_size": 2,
+        "data.init_args.eval_batch_size": 2,
+    }
+    base = {"model.init_args.decoder": "tiny/decoder"}
+    answers = {
+        "model.init_args.max_new_tokens": 2,
+        "model.init_args.num_draws": 20,
+        "data.init_args.batch_size": 12,
+        "data.init_args.limit": 12,
+    }
+    encoder = {
+        "model.init_args.encoder.layers_of": "tiny/decoder",
+        "model.init_args.encoder.num_layers": 1,
+    }
+    further = {
+        "align": fit | base | encoder,
+        "full": fit | base,
+        "closed": fit | base,
+        "perplexity": {
+            "data.init_args.contexts": "[32]",
+            "data.init_args.continuations": "[8]",
+            "data.init_args.num_windows": 2,
+            "model.init_args.num_draws": 20,
+        },
+    }
+
+    class InThisProcess:
+        """A run without the seconds that a new interpreter takes."""
+
+        returncode = 0
+
+        def __init__(self, command):
+            name = command[command.index("--name") + 1]
+            options = further.get(name, fit if command[3] == "fit" else answers)
+            if name.startswith("zero-shot"):
+                options = options | {"model.init_args.init_from": "tiny/decoder"}
+            main([*command[3:], *(f"--{key}={value}" for key, value in options.items())])
+
+        def wait(self, timeout=None):
+            pass
+
+    monkeypatch.setattr(chain_module, "_start", InThisProcess)
+    file = "configs/chains/demo.yaml"
+    # The same as those of SQuAD but for the data.
+    left_out = {"answers-nq", "zero-shot-nq"}
+    chain(
+        file,
+        "out",
+        only=[s for s in yaml.safe_load(Path(file).read_text())["stages"] if s not in left_out],
+    )
+
+    def report(stage):
+        (path,) = Path("out", stage).glob("*/report.json")
+        return json.loads(path.read_text())
+
+    kinds = ("rows", "cut", "other", "random", "zero")
+    expected = {f"{kind}@{k}" for kind in kinds for k in (4, 8)}
+    expected |= {f"{kind}@{k}+0.1" for kind in ("bm25", "drawn") for k in (4, 8)}
+    expected |= {f"bm25@{k}+0.2" for k in (4, 8)} | {"full", "none", "titles"}
+    expected |= {"full-text baseline", "closed-book baseline"}
+    for stage, passages in (("answers-squad", 1), ("answers-nq-10", 10)):
+        assert report(stage)["settings"]["passages"] == [passages]
+        found = report(stage)["tables"]
+        place = found["Answers"]["columns"].index("positions")
+        positions = {row[0]: row[place] for row in found["Answers"]["rows"]}
+        assert {*positions} == expected
+        for k in (4, 8):
+            assert positions[f"cut@{k}"] == positions[f"rows@{k}"]
+            shares = [f"rows@{k}", f"bm25@{k}+0.1", f"bm25@{k}+0.2", "full"]
+            assert sorted(shares, key=positions.get) == shares
+        for name, labels in (("article", 3), ("kind of answer", 2)):
+            assert len({row[0] for row in found[f"By {name}"]["rows"]}) == labels
+    zero_shot = report("zero-shot-squad")["tables"]["Answers"]["rows"]
+    assert [row[0] for row in zero_shot] == ["full", "none"]
+    assert "Log-perplexity" in report("perplexity")["tables"]
 
 
 @pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
