@@ -118,9 +118,7 @@ class ResumableLoader:
         if done and self.trainer.is_last_batch:
             position = self._next_epoch(position)
         position = position | {"processed": self.begin["processed"] + done}
-        settings = self.settings | {"data": self.data_key}
-        # Through JSON: what comes back from a checkpoint has lists where there were tuples.
-        return {"ranks": _gather(position), "settings": json.loads(json.dumps(settings))}
+        return {"ranks": _gather(position), "settings": self._own_settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state` at the next `iter`.
@@ -148,11 +146,16 @@ class ResumableLoader:
         self.restarted = True
         self.begin = self._next_epoch(self.begin) | {"epoch": self.begin["epoch"]}
 
+    def _own_settings(self) -> dict[str, Any]:
+        # Through JSON: what comes back from a checkpoint has lists where there were tuples.
+        settings: dict[str, Any] = json.loads(json.dumps(self.settings | {"data": self.data_key}))
+        return settings
+
     def _changes(self, saved: dict[str, Any] | None) -> list[str]:
         """What is not as it was when a checkpoint's settings were written."""
         if saved is None:
             return []  # of an earlier version, which did not write them
-        own = json.loads(json.dumps(self.settings | {"data": self.data_key}))
+        own = self._own_settings()
         changes = [
             f"{name} {saved.get(name)} -> {own.get(name)}"
             for name in sorted(own.keys() | saved.keys())
